@@ -1,0 +1,387 @@
+"""Everything that devices, gateway and operators say to each other, as frozen dataclasses.
+
+The wire's constitution:
+
+1. A field is never removed, renamed or given another meaning. New fields are optional and have a default.
+2. Unknown fields are ignored, and kept: `extra` carries them, so that an old reader passes on what a newer one wrote.
+3. `v` is the message's schema. A reader refuses (`E_VERSION`) only what it cannot read, never what is merely newer.
+4. Every size is bounded here, in the type; the codec refuses before it allocates.
+5. What is signed holds no floats: decimals travel as strings, so that its bytes are the same everywhere (RFC 8785).
+6. Times between machines are durations in seconds (`..._s`). `ts` is for people: ms since 1970, 0 without a clock.
+7. JSON where a person may look, msgpack where bytes count.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Literal, Self
+
+from msgspec import Meta
+
+Id = Annotated[str, Meta(pattern=r"^[a-z0-9-]{1,64}$")]
+Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$")]
+Fingerprint = Annotated[str, Meta(pattern=r"^[0-9a-f]{32}$")]
+Incarnation = Annotated[str, Meta(pattern=r"^[0-9a-f]{16}$")]  # one life of a device's flash storage
+Key = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$")]  # an Ed25519 public key, hex
+Decimal = Annotated[str, Meta(pattern=r"^-?[0-9]{1,12}(\.[0-9]{1,12})?(e-?[0-9]{1,2})?$")]
+MaybeDecimal = Annotated[str, Meta(pattern=r"^(-?[0-9]{1,12}(\.[0-9]{1,12})?(e-?[0-9]{1,2})?)?$")]
+MaybeCode = Annotated[str, Meta(pattern=r"^(E_[A-Z]{1,20})?$")]
+Text = Annotated[str, Meta(max_length=400)]
+Word = Annotated[str, Meta(max_length=64)]
+Count = Annotated[int, Meta(ge=0, le=2**53 - 1)]  # what JSON carries exactly
+Small = Annotated[int, Meta(ge=0, le=1_000_000)]
+Metrics = Annotated[dict[Word, float], Meta(max_length=64)]
+Settings = Annotated[dict[Word, Word], Meta(max_length=64)]
+
+MAX_OBJECT_BYTES = 1 << 30  # anything offered, fetched or reassembled
+MAX_CHUNKS = 1 << 16
+MAX_CHUNK_BYTES = 1 << 20
+ObjectSize = Annotated[int, Meta(ge=1, le=MAX_OBJECT_BYTES)]
+ChunkSize = Annotated[int, Meta(ge=1, le=MAX_CHUNK_BYTES)]
+Bitmap = Annotated[bytes, Meta(max_length=MAX_CHUNKS // 8)]  # bit i of byte i // 8: chunk i is missing
+
+
+@dataclass(frozen=True, kw_only=True)
+class Message:
+    """What all have: the schema `v`, the sender's clock `ts`, and fields of a later schema in `extra`."""
+
+    v: Annotated[int, Meta(ge=1, le=1)] = 1
+    ts: Count = 0
+    extra: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Signed(Message):
+    """What the fleet's key vouches for. `counter` only grows on one topic; a lower one is E_DOWNGRADE."""
+
+    counter: Count = 0
+
+
+# --- the device speaks -------------------------------------------------------------------------------------------
+
+StateName = Literal["init", "ready", "training", "uploading", "sleeping", "disconnected", "lost"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceState(Message):
+    """Retained at `dev/{id}/state`; also the last will, with state `lost`.
+
+    `boot` +1 a start, `bseq` +1 a CONNECT, `n` +1 a message: a `lost` of an older connection is recognised by them.
+    """
+
+    state: StateName
+    boot: Count
+    bseq: Count
+    n: Count = 0
+    task: Id | None = None
+    version: Count | None = None
+    why: Text = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceInfo(Message):
+    """Retained at `dev/{id}/info`: what the device is."""
+
+    software: Word
+    public_key: Key
+    incarnation: Incarnation
+    machine: Word = ""
+    python: Word = ""
+    cpus: Small = 0
+    memory_mb: Small = 0
+    num_examples: Count = 0
+    mqtt: Word = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Health(Message):
+    """Now and then at `dev/{id}/health`: temperature in Celsius, resident memory in MB, and why it does not train."""
+
+    memory_mb: float = 0.0
+    peak_memory_mb: float = 0.0
+    cpu_s: float = 0.0
+    temperature_c: float | None = None
+    battery_pct: float | None = None
+    disk_free_mb: float | None = None
+    may_train: bool = True
+    why_not: Text = ""
+    bytes_up: Count = 0
+    bytes_down: Count = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceEvent(Message):
+    """At `dev/{id}/event`: something a person should know about; `code` where the protocol has one."""
+
+    event: Word
+    level: Literal["info", "warning", "error"] = "info"
+    code: MaybeCode = ""
+    message: Text = ""
+    metrics: Metrics = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction(Message):
+    """At `dev/{id}/prediction`: the int8 model of `version` at work on the device's newest example."""
+
+    task: Id
+    version: Count
+    label: Text
+    probability: float
+    milliseconds: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Update(Message):
+    """What a device learnt from `base_version`. (incarnation, seq) is its `update_id`; seq only grows.
+
+    `payload` is the compressed delta, `statistics` float16 little-endian values of the layout's statistic entries,
+    `sha256` of both together. Sent inside an `Envelope`.
+    """
+
+    device: Id
+    incarnation: Incarnation
+    seq: Count
+    task: Id
+    plan_revision: Count
+    base_version: Count
+    fingerprint: Fingerprint
+    num_examples: Annotated[int, Meta(ge=1, le=2**40)]
+    local_steps: Annotated[int, Meta(ge=1, le=2**40)]
+    codec: Settings
+    payload: bytes
+    statistics: bytes
+    sha256: Sha256
+    train_seconds: float = 0.0
+    metrics: Metrics = field(default_factory=dict)
+    slot: Word = ""
+
+    @property
+    def update_id(self) -> tuple[str, int]:
+        """What a repeat has in common with the first."""
+        return self.incarnation, self.seq
+
+
+@dataclass(frozen=True, kw_only=True)
+class Envelope(Message):
+    """Signed bytes: the exact body that was signed, and the device's Ed25519 signature over it."""
+
+    body: bytes
+    signature: Annotated[bytes, Meta(min_length=64, max_length=64)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Offer(Message):
+    """At `up/offer`: an update too large for one packet, described so that a useless one is not sent."""
+
+    sha256: Sha256
+    size: ObjectSize
+    chunk_size: ChunkSize
+    task: Id
+    incarnation: Incarnation
+    seq: Count
+    base_version: Count
+    fingerprint: Fingerprint
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grant(Message):
+    """At `dn/grant`: the receiver paces. Send at most `window` of the chunks whose bit is set in `missing`."""
+
+    sha256: Sha256
+    answer: Literal["go", "wait", "done", "stale", "full", "reject"]
+    window: Small = 0
+    missing: Bitmap = b""
+    retry_in_s: Small = 0
+    code: MaybeCode = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chunk(Message):
+    """A block of the object named by `sha256`; every chunk but the last has the transfer's chunk size."""
+
+    sha256: Sha256
+    index: Annotated[int, Meta(ge=0, lt=MAX_CHUNKS)]
+    count: Annotated[int, Meta(ge=1, le=MAX_CHUNKS)]
+    crc32: Annotated[int, Meta(ge=0, lt=2**32)]
+    data: Annotated[bytes, Meta(max_length=MAX_CHUNK_BYTES)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Get(Message):
+    """At `up/get`: blocks of an object that the device misses; at most `window` of them now, please."""
+
+    sha256: Sha256
+    size: ObjectSize
+    chunk_size: ChunkSize
+    window: Annotated[int, Meta(ge=1, le=4096)]
+    missing: Bitmap
+
+
+# --- the gateway speaks ------------------------------------------------------------------------------------------
+
+Verdict = Literal["accepted", "stale", "rejected", "deferred"]
+Mode = Literal["asynchronous", "synchronous"]
+TaskState = Literal["created", "running", "paused", "stopped", "finished"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stop(Message):
+    """When a task is done; 0 or empty means: not by this. `plateau` releases without a better metric stop it."""
+
+    versions: Small = 0
+    minutes: Small = 0
+    metric: MaybeDecimal = ""
+    plateau: Small = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan(Signed):
+    """Retained at `task/{task}/plan`: how to train. A change is a new `revision`. Buffer to stop: for the gateway."""
+
+    task: Id
+    revision: Count
+    state: TaskState
+    bundle_sha256: Sha256
+    bundle_size: ObjectSize
+    fingerprint: Fingerprint
+    hyper: Settings = field(default_factory=dict)
+    batch_size: Annotated[int, Meta(ge=1, le=65536)] = 32
+    local_epochs: Annotated[int, Meta(ge=1, le=1000)] = 1
+    max_local_steps: Annotated[int, Meta(ge=1, le=1_000_000)] = 10_000
+    clip_norm: MaybeDecimal = ""
+    codec: Settings = field(default_factory=lambda: {"name": "uq", "step": "1.0"})
+    mode: Mode = "asynchronous"
+    buffer: Annotated[int, Meta(ge=1, le=100_000)] = 8
+    deadline_s: Annotated[int, Meta(ge=1, le=1_000_000)] = 60
+    quorum: Annotated[int, Meta(ge=1, le=100_000)] = 1
+    max_staleness: Small = 20
+    staleness_exponent: Decimal = "0.5"
+    example_exponent: Decimal = "0.5"
+    server_learning_rate: Decimal = "1.0"
+    server_momentum: Decimal = "0.0"
+    stop: Stop = field(default_factory=Stop)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest(Signed):
+    """Retained at `task/{task}/manifest/stable`: the current version, as the SHA-256 of its float32 vector's bytes."""
+
+    task: Id
+    plan_revision: Count
+    version: Count
+    fingerprint: Fingerprint
+    sha256: Sha256
+    size: ObjectSize
+    chunk_size: ChunkSize
+    encoding: Literal["float32"] = "float32"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Desired(Signed):
+    """Retained at `dev/{id}/twin/desired`: the tasks that the device takes part in."""
+
+    tasks: Annotated[tuple[Id, ...], Meta(max_length=64)] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result(Signed):
+    """At `dn/result`: the gateway's word on an update. `deferred` is not final: send the same bytes again later."""
+
+    task: Id
+    incarnation: Incarnation
+    seq: Count
+    verdict: Verdict
+    code: MaybeCode = ""
+    why: Text = ""
+    retry_in_s: Small = 0
+    repeat: bool = False
+
+    @property
+    def final(self) -> bool:
+        """Whether the device settles its residual and forgets the update."""
+        return self.verdict != "deferred"
+
+    def repeated(self) -> Self:
+        """The same verdict, for the same update that came again."""
+        return replace(self, repeat=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskStatus(Message):
+    """Retained at `task/{task}/status`, for people."""
+
+    task: Id
+    state: TaskState
+    version: Count = 0
+    revision: Count = 0
+    mode: Mode = "asynchronous"
+    metric: Word = ""
+    value: float | None = None
+    best: float | None = None
+    loss: float | None = None
+    reported: float | None = None
+    buffered: Small = 0
+    buffer: Small = 0
+    devices: Small = 0
+    active: Small = 0
+    updates: dict[Word, Count] = field(default_factory=dict)
+    bytes_up: Count = 0
+    bytes_up_float32: Count = 0
+    why: Text = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReleaseMetrics(Message):
+    """At `task/{task}/metrics`: one line a release."""
+
+    task: Id
+    version: Count
+    updates: Small = 0
+    devices: tuple[Id, ...] = ()
+    staleness_mean: float = 0.0
+    staleness_max: Small = 0
+    num_examples: Count = 0
+    step_norm: float = 0.0
+    value: float | None = None
+    loss: float | None = None
+    reported: float | None = None
+    bytes_up: Count = 0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class GatewayState(Message):
+    """Retained at `gw/state`: birth and last will of the gateway. `fleet_key` is for people; devices bring it."""
+
+    state: Literal["ready", "lost", "disconnected"]
+    boot: Count
+    bseq: Count
+    software: Word = ""
+    fleet_key: Word = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sync(Message):
+    """At `gw/sync`: everyone announces again within `within_s` seconds, each at a random moment."""
+
+    within_s: Small = 5
+
+
+# --- the operator speaks -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ask(Signed):
+    """At `op/cmd/{name}/{cid}`: signed with the fleet's key; `arguments` is what the command `name` reads."""
+
+    name: Word
+    arguments: dict[Word, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer(Message):
+    """The gateway's answer, on the same topic."""
+
+    status: Literal["successful", "failed"]
+    message: Text = ""
+    hint: Text = ""
