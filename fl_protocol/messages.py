@@ -255,6 +255,7 @@ class Plan(Signed):
     deadline_s: Annotated[int, Meta(ge=1, le=1_000_000)] = 60
     quorum: Annotated[int, Meta(ge=1, le=100_000)] = 1
     max_staleness: Small = 20
+    norm_limit: Decimal = "5"
     staleness_exponent: Decimal = "0.5"
     example_exponent: Decimal = "0.5"
     server_learning_rate: Decimal = "1.0"

@@ -1,0 +1,112 @@
+"""The list of checks an update passes before it is counted. `Rejected` is not an error: it is an answer.
+
+Each check reads the update and where it stands, and returns or raises. Cheap ones come first; the order is what a
+device may rely on when it reads a code.
+"""
+
+import hashlib
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from broker_aggregator.events import Release
+from fl_protocol.compression import decode_statistics, make_compressor
+from fl_protocol.errors import Code, ProtocolError
+from fl_protocol.messages import Offer, Plan, Update, Verdict
+from fl_protocol.tensors import ModelLayout
+
+MIN_NORMS = 10  # before so many accepted updates nobody knows what an ordinary norm is
+
+
+class Rejected(Exception):  # noqa: N818  # an answer, not an error
+    """An update that will not be counted, or not now: verdict, code, and a sentence for the device's operator."""
+
+    def __init__(self, verdict: Verdict, code: Code | None, why: str, retry_in_s: int = 0) -> None:
+        super().__init__(why)
+        self.verdict, self.code, self.why, self.retry_in_s = verdict, code, why, retry_in_s
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where an update meets the task: its plan, the current version, and the norms of what was accepted lately."""
+
+    plan: Plan
+    layout: ModelLayout
+    release: Release
+    recent_norms: Sequence[float] = ()
+
+
+Header = Update | Offer  # both say task, base version and fingerprint
+Check = Callable[[Header, Standing], None]
+
+
+def task_runs(update: Header, at: Standing) -> None:  # noqa: ARG001  # all checks have one shape
+    """A paused task wants the update later; one that has ended, never."""
+    if at.plan.state in ("paused", "created"):
+        raise Rejected("deferred", None, f"task {at.plan.task} is {at.plan.state}", retry_in_s=60)
+    if at.plan.state != "running":
+        raise Rejected("stale", Code.STALE, f"task {at.plan.task} is {at.plan.state}")
+
+
+def fingerprint_matches(update: Header, at: Standing) -> None:
+    """The delta must mean the tensors that we would add it to."""
+    if update.fingerprint != at.layout.fingerprint:
+        why = (
+            f"the update is for model {update.fingerprint:.12}, task {at.plan.task} trains {at.layout.fingerprint:.12}"
+        )
+        raise Rejected("rejected", Code.FINGERPRINT, why)
+
+
+def base_is_plausible(update: Header, at: Standing) -> None:
+    """Nobody trains from a version that was never released."""
+    if update.base_version > at.release.version:
+        why = f"base version {update.base_version} was never released; the current one is {at.release.version}"
+        raise Rejected("rejected", Code.VERSION, why)
+
+
+def fresh_enough(update: Header, at: Standing) -> None:
+    """Synchronous mode takes the current version only; asynchronous up to `max_staleness` versions ago."""
+    staleness = at.release.version - update.base_version
+    limit = at.plan.max_staleness if at.plan.mode == "asynchronous" else 0
+    if staleness > limit:
+        raise Rejected("stale", Code.STALE, f"{staleness} versions old, at most {limit} is of use")
+
+
+def digest_matches(update: Update) -> None:
+    """What arrived is what was sent."""
+    if hashlib.sha256(update.payload + update.statistics).hexdigest() != update.sha256:
+        raise Rejected("rejected", Code.SHA, "payload and statistics do not have the SHA-256 that the header names")
+
+
+def sound_norm(update: Update, at: Standing) -> float:
+    """The delta's norm, once payload and statistics decode to the layout's sizes, all finite, and it is not absurd."""
+    try:
+        delta = make_compressor(update.codec, at.layout).decompress(update.payload)
+        decode_statistics(update.statistics, at.layout)
+    except ProtocolError as error:
+        raise Rejected("rejected", error.code, error.message) from None
+    norm = float(np.linalg.norm(delta.astype(np.float64)))
+    if not math.isfinite(norm):
+        raise Rejected("rejected", Code.NAN, "the delta has a value that is not finite")
+    limit = float(at.plan.norm_limit) * float(np.median(at.recent_norms)) if len(at.recent_norms) >= MIN_NORMS else 0.0
+    if limit and norm > limit:
+        raise Rejected("rejected", Code.NORM, f"the delta's norm {norm:.3g} is above {limit:.3g}")
+    return norm
+
+
+HEADER_CHECKS: tuple[Check, ...] = (task_runs, fingerprint_matches, base_is_plausible, fresh_enough)
+
+
+def admit_header(header: Header, at: Standing) -> None:
+    """What can be told before the payload has come. Raises `Rejected`."""
+    for check in HEADER_CHECKS:
+        check(header, at)
+
+
+def admit(update: Update, at: Standing) -> float:
+    """Pass every check and return the delta's norm. Raises `Rejected`."""
+    admit_header(update, at)
+    digest_matches(update)
+    return sound_norm(update, at)

@@ -1,0 +1,334 @@
+"""The gateway's heart: `handle(event, now)` yields effects. No I/O, no clock, no topic strings.
+
+An update's way: `_envelope` (who says it?) -> `_update` (told before? belongs to a task? passes `admission`?) ->
+`RecordUpdate` and a verdict -> `Task.advance` (enough for a release?) -> `CommitRelease` and a manifest.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Literal
+
+from broker_aggregator.admission import Rejected
+from broker_aggregator.events import (
+    Asked,
+    CommitRelease,
+    Effect,
+    Evaluated,
+    Event,
+    Gone,
+    Note,
+    Online,
+    Received,
+    RecordUpdate,
+    RecordVerdict,
+    Release,
+    SaveState,
+    SaveTask,
+    Send,
+    SendObject,
+    Tick,
+)
+from broker_aggregator.fleet import Device, Fleet
+from broker_aggregator.operations import answer
+from broker_aggregator.releasing import Buffered
+from broker_aggregator.task import Task
+from fl_protocol.codec import decode_as
+from fl_protocol.errors import Code, ProtocolError
+from fl_protocol.messages import (
+    Chunk,
+    Desired,
+    DeviceEvent,
+    DeviceInfo,
+    DeviceState,
+    Envelope,
+    Get,
+    Grant,
+    Manifest,
+    Message,
+    Offer,
+    Result,
+    Sync,
+    Update,
+    Verdict,
+)
+from fl_protocol.signing import unseal_update
+from fl_protocol.topics import Kind, Topic
+from fl_protocol.transfer import Inbox, chunk_size_for
+
+STATUS_EVERY_S = 1.0
+MIN_FREE_BYTES = 64 << 20  # of the store's disk; below it nothing is accepted
+DISK_RETRY_S = 300
+UPLOAD_BYTES = 256 << 20  # all half-received updates together
+UPLOAD_TTL_S = 3600.0
+STRANGER_RETRY_S = 300  # a device that is not let in, or signs with another key, keeps its update and asks again
+
+
+@dataclass
+class Coordinator:
+    """Everything the gateway decides. Built from what the store holds; see `Store.load`."""
+
+    fleet_name: str
+    fleet: Fleet = field(default_factory=Fleet)
+    tasks: dict[str, Task] = field(default_factory=dict)
+    operator_counter: int = 0
+    chunk_size: int = chunk_size_for("3.1.1", 65536)
+    last_versions: dict[str, int] = field(default_factory=dict)  # of deleted tasks
+    min_free_bytes: int = MIN_FREE_BYTES
+    inbox: Inbox = field(default_factory=lambda: Inbox(UPLOAD_BYTES, UPLOAD_TTL_S))
+    _free_bytes: int = 1 << 62
+    _said: dict[str, tuple[float, Message]] = field(default_factory=dict)  # task -> status last published
+
+    def handle(self, event: Event, now: float) -> Iterator[Effect]:
+        """What `event` asks for; `now` is a monotonic clock in seconds."""
+        match event:
+            case Online():
+                yield from self._online(event)
+            case Received():
+                yield from self._received(event, now)
+            case Gone():
+                yield Note("info", f"{event.device} left for good")
+            case Asked():
+                yield from answer(self, event, now)
+            case Evaluated() if event.task in self.tasks:
+                task = self.tasks[event.task]
+                yield from self.publishing(task, task.evaluated(event.version, event.loss, event.value, now))
+            case Tick():
+                self._free_bytes = event.free_bytes
+        yield from self._turn(now)
+
+    def _turn(self, now: float) -> Iterator[Effect]:
+        """After every event: releases that are due, and pages for people."""
+        for task in self.tasks.values():
+            yield from self.publishing(task, task.advance(now))
+            for line in task.lines():
+                yield Send(self.topic(Kind.METRICS, task=line.task), line)
+            yield from self._status(task, now)
+        for device, grant in self.inbox.next_grants(now):
+            yield self._to(device, Kind.GRANT, grant)
+
+    # --- what the fleet can read -----------------------------------------------------------------------------------
+
+    def topic(self, kind: Kind, **ids: str) -> Topic:
+        """A topic of this fleet."""
+        return Topic(kind, self.fleet_name, **ids)
+
+    def _to(self, device: str, kind: Kind, message: Message) -> Send:
+        return Send(self.topic(kind, device=device), message)
+
+    def publishing(self, task: Task, effects: Iterator[Effect]) -> Iterator[Effect]:
+        """Pass effects on, each with what must be published because of it."""
+        for effect in effects:
+            yield effect
+            if isinstance(effect, CommitRelease):
+                yield from self._announce(task, effect.release)
+            elif isinstance(effect, SaveTask):
+                yield self.plan_of(task)
+
+    def plan_of(self, task: Task) -> Send:
+        """The task's plan, retained."""
+        return Send(self.topic(Kind.PLAN, task=task.plan.task), task.plan, retain=True)
+
+    def manifest_of(self, task: Task) -> Send:
+        """The task's current version, retained."""
+        release = task.release
+        manifest = Manifest(
+            task=release.task,
+            plan_revision=release.plan_revision,
+            version=release.version,
+            fingerprint=release.fingerprint,
+            sha256=release.sha256,
+            size=release.vector.nbytes,
+            chunk_size=self.chunk_size,
+        )
+        return Send(self.topic(Kind.MANIFEST, task=release.task, channel="stable"), manifest, retain=True)
+
+    def _announce(self, task: Task, release: Release) -> Iterator[Effect]:
+        """The manifest, then the version's blocks once for all who listen."""
+        yield self.manifest_of(task)
+        topic = self.topic(Kind.BROADCAST, task=release.task, version=str(release.version))
+        yield SendObject(topic, release.sha256, self.chunk_size)
+
+    def desired_of(self, device: str) -> Send:
+        """The tasks of a device: all of them, until selection says otherwise."""
+        desired = Desired(tasks=tuple(sorted(self.tasks)))
+        return Send(self.topic(Kind.DESIRED, device=device), desired, retain=True)
+
+    def desired_of_all(self) -> Iterator[Effect]:
+        """Every device's tasks, after the set of tasks has changed."""
+        for device in self.fleet.devices.values():
+            if not device.revoked:
+                yield self.desired_of(device.id)
+
+    def _status(self, task: Task, now: float) -> Iterator[Effect]:
+        status = task.status(len(self.fleet.devices), self.fleet.num_active)
+        at, last = self._said.get(task.plan.task, (-STATUS_EVERY_S, None))
+        if status != last and (
+            now - at >= STATUS_EVERY_S or last is None or getattr(last, "state", "") != status.state
+        ):
+            self._said[task.plan.task] = (now, status)
+            yield Send(self.topic(Kind.STATUS, task=task.plan.task), status, retain=True)
+
+    def forget_status(self, task: str) -> None:
+        """Say the next status whatever was said before."""
+        self._said.pop(task, None)
+
+    def _online(self, event: Online) -> Iterator[Effect]:
+        self.chunk_size = chunk_size_for(event.mqtt, event.max_packet)
+        for task in self.tasks.values():
+            yield self.plan_of(task)
+            yield self.manifest_of(task)
+            self.forget_status(task.plan.task)
+        yield from self.desired_of_all()
+        if not event.session_present:
+            yield Send(self.topic(Kind.SYNC), Sync())
+
+    # --- what devices say ------------------------------------------------------------------------------------------
+
+    def _received(self, event: Received, now: float) -> Iterator[Effect]:
+        try:
+            device = self.fleet.member(event.device)
+        except ProtocolError as error:
+            yield Note("warning", error.message)
+            if isinstance(event.message, Envelope):
+                yield from self._refuse_unread(event.device, event.message, error)
+            return
+        match event.message:
+            case DeviceState() as state:
+                if device.heard(state):
+                    yield SaveState(device.id, state)
+            case DeviceInfo() as info:
+                yield SaveState(device.id, info)
+            case DeviceEvent() as said:
+                yield Note(said.level, f"{device.id}: {said.event} {said.code} {said.message}")
+            case Envelope() as envelope:
+                yield from self._envelope(device, envelope, event.num_bytes, now)
+            case Offer() as offer:
+                yield from self._offer(device, offer, now)
+            case Chunk() as chunk:
+                yield from self._chunk(device, chunk, now)
+            case Get() as get:
+                yield from self._get(device, get)
+
+    def _refuse_unread(self, device: str, envelope: Envelope, error: ProtocolError) -> Iterator[Effect]:
+        """Answer an update that nobody vouches for. Not finally: whoever sent it, the device must not lose its own."""
+        try:
+            update = decode_as(Update, envelope.body)
+        except ProtocolError:
+            return
+        result = _result(update, "deferred", error.code, error.message, STRANGER_RETRY_S)
+        yield self._to(device, Kind.RESULT, result)
+
+    def _envelope(self, device: Device, envelope: Envelope, num_bytes: int, now: float) -> Iterator[Effect]:
+        topic = str(self.topic(Kind.UPDATE, device=device.id))
+        try:
+            update = unseal_update(envelope, device.public_key, self.fleet_name, topic)
+        except ProtocolError as error:
+            yield Note("warning", f"{device.id}: {error}")
+            yield from self._refuse_unread(device.id, envelope, error)
+            return
+        yield from self._update(device, update, num_bytes, now)
+
+    def _update(self, device: Device, update: Update, num_bytes: int, now: float) -> Iterator[Effect]:
+        """Exactly one stored verdict an update; a repeat hears it again."""
+        try:
+            told = device.ledger(update.incarnation).find(update.seq)
+        except ProtocolError as error:
+            yield self._to(device.id, Kind.RESULT, _result(update, "rejected", error.code, error.message))
+            return
+        if told is not None:
+            yield self._to(device.id, Kind.RESULT, told.repeated())
+            return
+        task = self.tasks.get(update.task)
+        try:
+            if update.device != device.id:
+                raise Rejected("rejected", Code.AUTH, f"{device.id} sent an update that says it is {update.device}'s")
+            if task is None:
+                raise Rejected("rejected", Code.TASK, f"there is no task {update.task}")
+            if self._free_bytes < self.min_free_bytes:
+                raise Rejected("deferred", Code.DISK, "the gateway's disk is nearly full", DISK_RETRY_S)
+            norm = task.admit(update)
+        except Rejected as refused:
+            result = _result(update, refused.verdict, refused.code, refused.why, refused.retry_in_s)
+            yield from self._refused(device, task, result, update.base_version, num_bytes)
+            return
+        assert task is not None
+        accepted = _result(update, "accepted")
+        device.ledger(update.incarnation).record(accepted)
+        task.count(accepted.verdict, num_bytes)
+        yield RecordUpdate(update, accepted, num_bytes, norm)
+        yield self._to(device.id, Kind.RESULT, accepted)
+        task.accept(Buffered(update, norm, num_bytes), now)
+
+    def _refused(
+        self, device: Device, task: Task | None, result: Result, base_version: int, num_bytes: int
+    ) -> Iterator[Effect]:
+        if task is not None:
+            task.count(result.verdict, num_bytes)
+        if result.final:
+            device.ledger(result.incarnation).record(result)
+            yield RecordVerdict(device.id, result, base_version, num_bytes)
+        yield self._to(device.id, Kind.RESULT, result)
+
+    # --- objects larger than a packet ------------------------------------------------------------------------------
+
+    def _offer(self, device: Device, offer: Offer, now: float) -> Iterator[Effect]:
+        """Say at once what need not be sent; otherwise grant the first window."""
+        try:
+            told = device.ledger(offer.incarnation).find(offer.seq)
+        except ProtocolError as error:
+            yield self._to(device.id, Kind.RESULT, _result(offer, "rejected", error.code, error.message))
+            return
+        if told is not None:
+            yield self._to(device.id, Kind.RESULT, told.repeated())
+            return
+        task = self.tasks.get(offer.task)
+        try:
+            if task is None:
+                raise Rejected("rejected", Code.TASK, f"there is no task {offer.task}")
+            task.admit_offer(offer)
+        except Rejected as refused:
+            result = _result(offer, refused.verdict, refused.code, refused.why, refused.retry_in_s)
+            yield from self._refused(device, task, result, offer.base_version, 0)
+            return
+        try:
+            reception = self.inbox.open(offer.sha256, offer.size, offer.chunk_size, device.id, now)
+            grant = reception.offered(now)
+        except ProtocolError as error:
+            answer: Literal["full", "reject"] = "full" if error.code == Code.QUOTA else "reject"
+            grant = Grant(sha256=offer.sha256, answer=answer, retry_in_s=DISK_RETRY_S, code=error.code)
+        yield self._to(device.id, Kind.GRANT, grant)
+
+    def _chunk(self, device: Device, chunk: Chunk, now: float) -> Iterator[Effect]:
+        """One more block of an update; with the last one it is an update like any other."""
+        reception = self.inbox.get(device.id, chunk.sha256)
+        if reception is None:
+            return  # an old one, or from before our restart: the device offers again
+        try:
+            if not reception.add(chunk, now):
+                grant = reception.next_grant(now)
+                if grant is not None:
+                    yield self._to(device.id, Kind.GRANT, grant)
+                return
+            data = reception.data()
+            self.inbox.close(device.id, chunk.sha256)
+            yield from self._envelope(device, decode_as(Envelope, data), reception.size, now)
+        except ProtocolError as error:
+            yield Note("warning", f"{device.id}: {error}")
+
+    def _get(self, device: Device, get: Get) -> Iterator[Effect]:
+        topic = self.topic(Kind.CHUNK_DOWN, device=device.id)
+        yield SendObject(topic, get.sha256, get.chunk_size, get.missing, get.window)
+
+
+def _result(
+    of: Update | Offer, verdict: Verdict, code: Code | None = None, why: str = "", retry_in_s: int = 0
+) -> Result:
+    return Result(
+        task=of.task,
+        incarnation=of.incarnation,
+        seq=of.seq,
+        verdict=verdict,
+        code=code or "",
+        why=why[:400],
+        retry_in_s=retry_in_s,
+    )

@@ -1,0 +1,261 @@
+"""What happens to the coordinator, and what it wants done about it.
+
+Effects come in two kinds. The service applies all `Durable` effects of a batch in one transaction, and only then lets
+the others (`Acknowledge`, `Send`, ...) out: durable before visible.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from fl_protocol.bundle import Bundle
+from fl_protocol.messages import (
+    Ask,
+    Chunk,
+    DeviceEvent,
+    DeviceInfo,
+    DeviceState,
+    Envelope,
+    Get,
+    Message,
+    Offer,
+    Plan,
+    Result,
+    Update,
+)
+from fl_protocol.tensors import ModelLayout, Vector
+from fl_protocol.topics import Topic
+
+# --- events ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Online:
+    """Connected to the broker; without `session_present` it has forgotten what we retained. `max_packet` in bytes."""
+
+    session_present: bool
+    max_packet: int
+    mqtt: str
+
+
+@dataclass(frozen=True)
+class Received:
+    """A message of a device, decoded; `device` is from the topic, `num_bytes` counts topic and payload."""
+
+    device: str
+    message: DeviceState | DeviceInfo | DeviceEvent | Envelope | Offer | Chunk | Get
+    num_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Gone:
+    """A device's retained state was cleared: it left for good."""
+
+    device: str
+
+
+@dataclass(frozen=True)
+class Asked:
+    """An operator's command, its signature verified; `bundle` is the one it names, read by the service."""
+
+    ask: Ask
+    cid: str
+    bundle: Bundle | None = None
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """A version measured on the gateway's held-out set: mean loss, and the bundle's metric in 0..1."""
+
+    task: str
+    version: int
+    loss: float
+    value: float
+
+
+@dataclass(frozen=True)
+class Tick:
+    """Time passed; deadlines are looked at. `free_bytes` are left on the store's disk."""
+
+    free_bytes: int = 1 << 62
+
+
+Event = Online | Received | Gone | Asked | Evaluated | Tick
+
+# --- effects: durable --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class RecordUpdate:
+    """An accepted update: it waits in the buffer from now on. `norm` is its delta's."""
+
+    update: Update
+    verdict: Result
+    num_bytes: int
+    norm: float
+
+
+@dataclass(frozen=True)
+class RecordVerdict:
+    """A final refusal, so that a repeat hears the same; nothing of the update is kept."""
+
+    device: str
+    verdict: Result
+    base_version: int
+    num_bytes: int
+
+
+@dataclass(frozen=True)
+class Release:
+    """A new version. `used` are (device, incarnation, seq) in the order in which they were summed."""
+
+    task: str
+    version: int
+    plan_revision: int
+    fingerprint: str
+    vector: Vector  # shape (layout.size,)
+    sha256: str
+    used: tuple[tuple[str, str, int], ...] = ()
+    staleness: tuple[int, ...] = ()
+    share: float = 1.0  # b / K: how full the buffer was
+    rule: Mapping[str, Vector] = field(default_factory=dict)
+    optimizer: Mapping[str, Vector] = field(default_factory=dict)
+    num_examples: int = 0
+    num_bytes: int = 0
+    step_norm: float = 0.0
+    elapsed_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class CommitRelease:
+    """The version and what it used up, in one transaction."""
+
+    release: Release
+
+
+@dataclass(frozen=True)
+class Quarantine:
+    """Accepted updates that no release will count, and why; the other disposal that `accepted` may come to."""
+
+    used: tuple[tuple[str, str, int], ...]
+    why: str
+
+
+@dataclass(frozen=True)
+class SaveTask:
+    """The task's plan, in its newest revision, and what only the gateway knows of it."""
+
+    plan: Plan
+    layout: ModelLayout
+    metric: str
+    evaluation: str = ""  # path of the held-out .npz on the gateway
+    elapsed_s: float = 0.0
+    why: str = ""
+    first_version: int = 0
+
+
+@dataclass(frozen=True)
+class SaveEvaluation:
+    """What a version measured."""
+
+    task: str
+    version: int
+    loss: float
+    value: float
+
+
+@dataclass(frozen=True)
+class RemoveTask:
+    """The task and its releases are forgotten; its updates stay in the ledger."""
+
+    task: str
+
+
+@dataclass(frozen=True)
+class SaveDevice:
+    """A device that may take part (its public key), or no longer may (`revoked`)."""
+
+    device: str
+    public_key: str
+    revoked: bool = False
+
+
+@dataclass(frozen=True)
+class SaveState:
+    """What a device last said of itself."""
+
+    device: str
+    state: DeviceState | DeviceInfo
+
+
+@dataclass(frozen=True)
+class SaveCounter:
+    """The highest counter seen or used for a name."""
+
+    name: str
+    value: int
+
+
+Durable = (
+    RecordUpdate
+    | RecordVerdict
+    | CommitRelease
+    | Quarantine
+    | SaveTask
+    | SaveEvaluation
+    | RemoveTask
+    | SaveDevice
+    | SaveState
+    | SaveCounter
+)
+
+# --- effects: visible --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Send:
+    """Publish a message, QoS 1; a `Signed` one is given its counter and signature on the way out."""
+
+    topic: Topic
+    message: Message
+    retain: bool = False
+
+
+@dataclass(frozen=True)
+class Clear:
+    """Remove what is retained on a topic."""
+
+    topic: Topic
+
+
+@dataclass(frozen=True)
+class SendObject:
+    """Publish chunks of the object `sha256` on a topic, QoS 0: all, or at most `window` of the `missing`."""
+
+    topic: Topic
+    sha256: str
+    chunk_size: int
+    missing: bytes | None = None
+    window: int = 0
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Measure a version on the held-out set, in the background; `Evaluated` follows."""
+
+    task: str
+    version: int
+    bundle_sha256: str
+    vector: Vector
+    evaluation: str
+
+
+@dataclass(frozen=True)
+class Note:
+    """A line for the log."""
+
+    level: str
+    text: str
+
+
+Visible = Send | Clear | SendObject | Evaluate | Note
+Effect = Durable | Visible

@@ -1,0 +1,83 @@
+"""Who belongs to the fleet, who is alive, and what each update was told."""
+
+from collections import OrderedDict
+from dataclasses import dataclass, field
+
+from fl_protocol.errors import Code, ProtocolError
+from fl_protocol.messages import DeviceState, Result
+
+KEPT_VERDICTS = 64  # per incarnation; below the oldest of these an update is E_OLD
+KEPT_INCARNATIONS = 64  # re-flashes of one device under one key
+
+
+@dataclass
+class Ledger:
+    """Verdicts of one incarnation of a device, newest last. seq only grows; below `low` all is known and forgotten."""
+
+    low: int = 0
+    verdicts: OrderedDict[int, Result] = field(default_factory=OrderedDict)
+
+    def find(self, seq: int) -> Result | None:
+        """The stored verdict, None for an update never seen. Raises `ProtocolError(E_OLD)` below the mark."""
+        if seq < self.low:
+            raise ProtocolError(Code.OLD, f"seq {seq} is below {self.low}; its verdict was given long ago")
+        return self.verdicts.get(seq)
+
+    def record(self, verdict: Result) -> None:
+        """Remember a final verdict, and forget the oldest beyond the bound."""
+        self.verdicts[verdict.seq] = verdict
+        while len(self.verdicts) > KEPT_VERDICTS:
+            oldest = min(self.verdicts)
+            del self.verdicts[oldest]
+            self.low = oldest + 1
+
+
+@dataclass
+class Device:
+    """One device as the gateway knows it. `public_key` is hex; a revoked one may say nothing."""
+
+    id: str
+    public_key: str
+    revoked: bool = False
+    state: DeviceState | None = None
+    ledgers: dict[str, Ledger] = field(default_factory=dict)
+
+    @property
+    def active(self) -> bool:
+        """Whether it is connected, as far as anybody knows."""
+        return self.state is not None and self.state.state not in ("lost", "disconnected")
+
+    def ledger(self, incarnation: str) -> Ledger:
+        """The ledger of an incarnation. Raises `ProtocolError(E_QUOTA)` for one re-flash too many."""
+        if incarnation not in self.ledgers and len(self.ledgers) >= KEPT_INCARNATIONS:
+            raise ProtocolError(Code.QUOTA, f"{self.id} had {KEPT_INCARNATIONS} incarnations; give it a new id and key")
+        return self.ledgers.setdefault(incarnation, Ledger())
+
+    def heard(self, state: DeviceState) -> bool:
+        """Take a state message; False for a last will of a connection that a newer one has replaced."""
+        last = self.state
+        if last is not None and (state.boot, state.bseq) < (last.boot, last.bseq) and state.state == "lost":
+            return False
+        self.state = state
+        return True
+
+
+@dataclass
+class Fleet:
+    """All devices by id."""
+
+    devices: dict[str, Device] = field(default_factory=dict)
+
+    def member(self, device: str) -> Device:
+        """The device of that id. Raises `ProtocolError(E_AUTH)` for a stranger or a revoked one."""
+        known = self.devices.get(device)
+        if known is None:
+            raise ProtocolError(Code.AUTH, f"device {device} is not in this fleet; the operator may allow it")
+        if known.revoked:
+            raise ProtocolError(Code.AUTH, f"device {device} was revoked")
+        return known
+
+    @property
+    def num_active(self) -> int:
+        """How many are connected."""
+        return sum(d.active for d in self.devices.values())

@@ -1,0 +1,96 @@
+"""What is fetched by its SHA-256: bundles on disk, versions in the store; and the evaluators made of them."""
+
+import hashlib
+import re
+from collections import OrderedDict
+from collections.abc import Iterable
+from pathlib import Path
+
+from broker_aggregator.evaluation import Evaluator, Examples
+from broker_aggregator.store_reader import StoreReader
+from fl_protocol.bundle import MAX_BUNDLE_BYTES, Bundle
+from fl_protocol.durable import write_durably
+from fl_protocol.errors import ConfigError, ProtocolError
+from fl_protocol.messages import Chunk
+from fl_protocol.transfer import Outgoing
+
+CACHED = 8
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+def add_bundle(folder: Path, source: Path) -> Bundle:
+    """Verify a bundle file and keep it under its SHA-256. Raises `ConfigError`."""
+    try:
+        if source.stat().st_size > MAX_BUNDLE_BYTES:
+            raise ConfigError(f"{source} is larger than a bundle may be", f"at most {MAX_BUNDLE_BYTES} bytes")
+        data = source.read_bytes()
+        bundle = Bundle.read(data)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot read the bundle {source}: {error}", "`python -m models build NAME` makes one"
+        ) from None
+    except ProtocolError as error:
+        raise ConfigError(f"{source} is not a sound bundle: {error}", "build it again") from None
+    if not (folder / bundle.sha256).exists():
+        write_durably(folder / bundle.sha256, data)
+    return bundle
+
+
+class Objects:
+    """The gateway's shelf. Not thread-safe but for `evaluator`, which only the evaluation thread calls."""
+
+    def __init__(self, bundles: Path, store: StoreReader) -> None:
+        self._folder, self._store = bundles, store
+        self._outgoing: OrderedDict[tuple[str, int], Outgoing] = OrderedDict()
+        self._evaluators: dict[tuple[str, str], Evaluator] = {}
+
+    def bundle(self, sha256: str) -> Bundle | None:
+        """A bundle that lies here, None for one that does not. Raises `ProtocolError` where the disk has rotted."""
+        if not _SHA256.fullmatch(sha256) or not (self._folder / sha256).is_file():
+            return None
+        return Bundle.read((self._folder / sha256).read_bytes(), sha256)
+
+    def _data(self, sha256: str) -> bytes | None:
+        if (self._folder / sha256).is_file():
+            data = (self._folder / sha256).read_bytes()
+            return data if hashlib.sha256(data).hexdigest() == sha256 else None
+        rows = self._store.query("SELECT vector FROM release WHERE sha256 = ? AND vector NOT NULL LIMIT 1", sha256)
+        return bytes(rows[0]["vector"]) if rows else None
+
+    def chunks(self, sha256: str, chunk_size: int, missing: bytes | None, window: int) -> Iterable[Chunk]:
+        """The first `window` chunks whose bit is set, or all; none of an object not here or a bitmap not its own."""
+        key = (sha256, chunk_size)
+        if key not in self._outgoing:
+            data = self._data(sha256) if _SHA256.fullmatch(sha256) else None
+            if data is None:
+                return ()
+            try:
+                self._outgoing[key] = Outgoing(data, chunk_size)
+            except ProtocolError:
+                return ()
+            while len(self._outgoing) > CACHED:
+                self._outgoing.popitem(last=False)
+        outgoing = self._outgoing[key]
+        if missing is None:
+            return (outgoing.chunk(i) for i in range(outgoing.count))
+        try:
+            return outgoing.chunks(missing, window)
+        except ProtocolError:
+            return ()
+
+    def evaluator(self, bundle_sha256: str, path: str) -> Evaluator:
+        """An evaluator, made once for a bundle and a file. Raises `ConfigError`, `ProtocolError`."""
+        key = (bundle_sha256, path)
+        if key not in self._evaluators:
+            bundle = self.bundle(bundle_sha256)
+            if bundle is None:
+                raise ConfigError(
+                    f"bundle {bundle_sha256:.12} is not in {self._folder}", "`task change` it to one that is"
+                )
+            self._evaluators.clear()
+            self._evaluators[key] = Evaluator(bundle, Examples(Path(path), bundle))
+        return self._evaluators[key]
+
+    def quarantine(self, digest: str, topic: str, payload: bytes) -> None:
+        """Put a delivery aside that the process does not survive."""
+        write_durably(self._folder.parent / "quarantine" / digest, topic.encode() + b"\n" + payload)

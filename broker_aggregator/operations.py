@@ -1,0 +1,265 @@
+"""What an operator may ask of a running gateway; each command is one function from arguments to effects.
+
+Commands arrive signed with the fleet's key (`op/cmd/{name}/{cid}`), are answered on the same topic, and change either
+everything they say or nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from broker_aggregator.aggregation.recipes import make_aggregator, make_server_optimizer
+from broker_aggregator.events import (
+    Asked,
+    Clear,
+    CommitRelease,
+    Effect,
+    Note,
+    RemoveTask,
+    SaveCounter,
+    SaveDevice,
+    Send,
+)
+from broker_aggregator.fleet import Device
+from broker_aggregator.task import Task
+from fl_protocol.bundle import Bundle
+from fl_protocol.codec import from_plain, to_plain
+from fl_protocol.compression.pipeline import make_compressor
+from fl_protocol.errors import ConfigError, ProtocolError
+from fl_protocol.messages import Answer, Plan
+from fl_protocol.topics import Kind, build
+
+if TYPE_CHECKING:
+    from broker_aggregator.coordinator import Coordinator
+
+OPERATOR = "operator"  # the counter of commands
+LAST_VERSION = "version/"  # + task: where a deleted task's versions ended
+
+
+def versions_of(counters: Mapping[str, int]) -> dict[str, int]:
+    """Where the versions of deleted tasks ended, by task."""
+    return {k.removeprefix(LAST_VERSION): v for k, v in counters.items() if k.startswith(LAST_VERSION)}
+
+
+GATEWAY_FIELDS = {"task", "revision", "state", "bundle_sha256", "bundle_size", "fingerprint", "counter", "v", "ts"}
+
+
+def answer(at: Coordinator, asked: Asked, now: float) -> Iterator[Effect]:
+    """Do what was asked and say how it went. A counter seen before is an old command played again: no answer."""
+    ask = asked.ask
+    if ask.counter <= at.operator_counter:
+        yield Note("warning", f"E_DOWNGRADE: the command {ask.name} {asked.cid} is older than one already obeyed")
+        return
+    at.operator_counter = ask.counter
+    yield SaveCounter(OPERATOR, ask.counter)
+    reply = Answer(status="successful", message=ask.name)
+    try:
+        command = COMMANDS.get(ask.name)
+        if command is None:
+            raise ConfigError(f"unknown command {ask.name}", f"known: {', '.join(sorted(COMMANDS))}")
+        yield from command(at, ask.arguments, asked.bundle, now)
+    except ConfigError as error:
+        reply = Answer(status="failed", message=error.message[:400], hint=error.hint[:400])
+    yield Note("info", f"operator: {ask.name}: {reply.status} {reply.message if reply.status == 'failed' else ''}")
+    yield Send(at.topic(Kind.COMMAND, name=ask.name, cid=asked.cid), reply)
+
+
+def _text(arguments: Mapping[str, object], name: str) -> str:
+    value = arguments.get(name)
+    if not isinstance(value, str) or not value:
+        raise ConfigError(f"`{name}` is missing", f"give {name} as text")
+    return value
+
+
+def _task(at: Coordinator, arguments: Mapping[str, object]) -> Task:
+    name = _text(arguments, "task")
+    if name not in at.tasks:
+        known = ", ".join(sorted(at.tasks)) or "none yet; `task create` makes one"
+        raise ConfigError(f"there is no task {name}", f"tasks: {known}")
+    return at.tasks[name]
+
+
+def make_plan(fields: Mapping[str, Any], bundle: Bundle, bundle_size: int, before: Plan | None, name: str) -> Plan:
+    """The plan that an operator's fields ask for, on top of the one `before`. Raises `ConfigError` naming the field."""
+    known = set(to_plain(Plan(**_blank(bundle, bundle_size, name)))) - GATEWAY_FIELDS
+    for key in fields:
+        if key not in known:
+            raise ConfigError(f"the plan has no field `{key}`", f"fields: {', '.join(sorted(known))}")
+    base = to_plain(before) if before else _blank(bundle, bundle_size, name)
+    identity = {"bundle_sha256": bundle.sha256, "bundle_size": bundle_size, "fingerprint": bundle.layout.fingerprint}
+    revision = before.revision + 1 if before else 1
+    try:
+        plan = from_plain(Plan, {**base, **fields, **identity, "revision": revision})
+        make_compressor(plan.codec, bundle.layout)
+    except ProtocolError as error:
+        raise ConfigError(error.message, "see docs/quickstart.md for the fields of a task file") from None
+    unknown = set(plan.hyper) - set(bundle.hyper)
+    if unknown:
+        raise ConfigError(
+            f"the bundle {bundle.name} has no hyper-parameter {', '.join(sorted(unknown))}",
+            f"it has: {', '.join(sorted(bundle.hyper))}",
+        )
+    if plan.quorum > plan.buffer:
+        raise ConfigError(f"quorum = {plan.quorum} is above buffer = {plan.buffer}", "a quorum is a part of the buffer")
+    make_aggregator(plan)
+    make_server_optimizer(plan)
+    return plan
+
+
+def _blank(bundle: Bundle, bundle_size: int, name: str) -> dict[str, Any]:
+    return {
+        "task": name,
+        "revision": 0,
+        "state": "created",
+        "bundle_sha256": bundle.sha256,
+        "bundle_size": bundle_size,
+        "fingerprint": bundle.layout.fingerprint,
+        "batch_size": bundle.batch_size,
+    }
+
+
+def _fields(arguments: Mapping[str, object]) -> Mapping[str, Any]:
+    fields = arguments.get("plan", {})
+    if not isinstance(fields, Mapping):
+        raise ConfigError("`plan` is not a table", "write the plan's fields under [plan]")
+    return fields
+
+
+def _size(arguments: Mapping[str, object]) -> int:
+    size = arguments.get("bundle_size")
+    return size if isinstance(size, int) else 0
+
+
+def task_create(
+    at: Coordinator, arguments: Mapping[str, object], bundle: Bundle | None, now: float
+) -> Iterator[Effect]:
+    """A new task, not yet running."""
+    name = _text(arguments, "task")
+    if name in at.tasks:
+        raise ConfigError(
+            f"there is a task {name} already", "choose another name, or `task change` or `task delete` it"
+        )
+    if bundle is None:
+        raise ConfigError("the task names no bundle", "build one with `python -m models build NAME`")
+    try:
+        build(Kind.PLAN, at.fleet_name, task=name)
+    except ProtocolError as error:
+        raise ConfigError(error.message, "a task's name is 1..64 of a-z, 0-9 and -") from None
+    plan = make_plan(_fields(arguments), bundle, _size(arguments), None, name)
+    evaluation = arguments.get("evaluation")
+    first_version = at.last_versions.get(name, -1) + 1
+    task = Task.create(plan, bundle, first_version, evaluation if isinstance(evaluation, str) else "", now)
+    at.tasks[name] = task
+    yield from at.publishing(task, iter([task.saved(now), CommitRelease(task.release)]))
+    yield from at.desired_of_all()
+
+
+def task_change(
+    at: Coordinator, arguments: Mapping[str, object], bundle: Bundle | None, now: float
+) -> Iterator[Effect]:
+    """A new revision of a task's plan; with another model, what waits is released first and version numbers go on."""
+    task = _task(at, arguments)
+    if bundle is None:
+        raise ConfigError("the gateway no longer has the task's bundle", "name it again with `bundle`")
+    size = _size(arguments) or task.plan.bundle_size
+    plan = make_plan(_fields(arguments), bundle, size, task.plan, task.plan.task)
+    other_model = plan.fingerprint != task.plan.fingerprint
+    if other_model and task.buffer:
+        while used := task.next_buffer():
+            yield from at.publishing(task, task.flush(used, now))
+    task.plan = plan
+    task.opened_at = now
+    if isinstance(arguments.get("evaluation"), str):
+        task.evaluation = str(arguments["evaluation"])
+    yield from at.publishing(task, iter([task.saved(now)]))
+    if other_model:
+        yield from at.publishing(task, task.restart_from(bundle, now))
+
+
+def task_start(at: Coordinator, arguments: Mapping[str, object], _: Bundle | None, now: float) -> Iterator[Effect]:
+    """Run a task that is new, paused, stopped or finished."""
+    task = _task(at, arguments)
+    if task.plan.state == "running":
+        raise ConfigError(f"task {task.plan.task} is running already", "watch it with `status`")
+    stop = task.plan.stop
+    if stop.versions and task.released >= stop.versions:
+        raise ConfigError(
+            f"task {task.plan.task} has released its {stop.versions} versions", "raise stop.versions with `task change`"
+        )
+    yield from at.publishing(task, task.enter("running", "", now))
+
+
+def task_pause(at: Coordinator, arguments: Mapping[str, object], _: Bundle | None, now: float) -> Iterator[Effect]:
+    """Hold a task; accepted updates stay in its buffer."""
+    task = _task(at, arguments)
+    if task.plan.state != "running":
+        raise ConfigError(f"task {task.plan.task} is {task.plan.state}, not running", "only a running task is paused")
+    yield from at.publishing(task, task.enter("paused", "paused by the operator", now))
+
+
+def task_stop(at: Coordinator, arguments: Mapping[str, object], _: Bundle | None, now: float) -> Iterator[Effect]:
+    """End a task; its last version stays published."""
+    task = _task(at, arguments)
+    yield from at.publishing(task, task.end("stopped", "stopped by the operator", now))
+
+
+def task_delete(at: Coordinator, arguments: Mapping[str, object], _: Bundle | None, now: float) -> Iterator[Effect]:
+    """Forget a task: no retained topic of it stays behind."""
+    task = _task(at, arguments)
+    name = task.plan.task
+    yield from task.quarantine("the task was deleted")
+    del at.tasks[name]
+    at.forget_status(name)
+    at.last_versions[name] = task.release.version
+    yield SaveCounter(f"{LAST_VERSION}{name}", task.release.version)
+    yield RemoveTask(name)
+    yield Clear(at.topic(Kind.PLAN, task=name))
+    yield Clear(at.topic(Kind.MANIFEST, task=name, channel="stable"))
+    yield Clear(at.topic(Kind.STATUS, task=name))
+    yield from at.desired_of_all()
+
+
+def device_allow(at: Coordinator, arguments: Mapping[str, object], _: Bundle | None, now: float) -> Iterator[Effect]:
+    """Let a device take part, by its public key; a known one gets the new key and is no longer revoked."""
+    name, key = _text(arguments, "device"), _text(arguments, "public_key")
+    try:
+        topic = at.topic(Kind.STATE, device=name)
+        str(topic)
+        if len(bytes.fromhex(key)) != 32:
+            raise ValueError
+    except ProtocolError as error:
+        raise ConfigError(error.message, "a device's id is 1..64 of a-z, 0-9 and -") from None
+    except ValueError:
+        raise ConfigError(
+            f"public_key of {name} is not 64 hexadecimal digits", "`edge-agent identity` on the device prints it"
+        ) from None
+    device = at.fleet.devices.setdefault(name, Device(name, key))
+    device.public_key, device.revoked = key, False
+    yield SaveDevice(name, key)
+    yield at.desired_of(name)
+
+
+def device_revoke(at: Coordinator, arguments: Mapping[str, object], _: Bundle | None, now: float) -> Iterator[Effect]:
+    """Listen to a device no longer."""
+    name = _text(arguments, "device")
+    if name not in at.fleet.devices:
+        raise ConfigError(f"there is no device {name}", "`broker-aggregator devices` lists them")
+    device = at.fleet.devices[name]
+    at.fleet.devices[name] = replace(device, revoked=True)
+    yield SaveDevice(name, device.public_key, revoked=True)
+    yield Clear(at.topic(Kind.DESIRED, device=name))
+
+
+Command = Callable[["Coordinator", Mapping[str, object], "Bundle | None", float], Iterator[Effect]]
+COMMANDS: Mapping[str, Command] = {
+    "task-create": task_create,
+    "task-change": task_change,
+    "task-start": task_start,
+    "task-pause": task_pause,
+    "task-stop": task_stop,
+    "task-delete": task_delete,
+    "device-allow": device_allow,
+    "device-revoke": device_revoke,
+}

@@ -1,0 +1,118 @@
+"""One buffer and one version in, the next version out. Pure: the store replays releases by calling this again."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from broker_aggregator.aggregation import UpdateMeta, UpdateSet
+from broker_aggregator.aggregation.recipes import make_aggregator, make_server_optimizer
+from broker_aggregator.events import Release
+from fl_protocol.compression import decode_statistics, make_compressor
+from fl_protocol.messages import Plan, Update
+from fl_protocol.tensors import ModelLayout, Vector
+
+
+@dataclass(frozen=True)
+class Buffered:
+    """An accepted update that waits to be counted."""
+
+    update: Update
+    norm: float
+    num_bytes: int
+
+    @property
+    def name(self) -> tuple[str, str, int]:
+        """(device, incarnation, seq)."""
+        return self.update.device, self.update.incarnation, self.update.seq
+
+
+def digest(vector: Vector) -> str:
+    """A version's SHA-256: of its float32 values, little-endian."""
+    return hashlib.sha256(vector_bytes(vector)).hexdigest()
+
+
+def vector_bytes(vector: Vector) -> bytes:
+    """A version as an object that devices fetch."""
+    return vector.astype("<f4", copy=False).tobytes()
+
+
+def first_release(plan: Plan, layout: ModelLayout, version: int, initial: Vector) -> Release:
+    """The bundle's initial parameters as a version."""
+    optimizer = make_server_optimizer(plan).init(layout.num_parameters)
+    return Release(
+        task=plan.task,
+        version=version,
+        plan_revision=plan.revision,
+        fingerprint=layout.fingerprint,
+        vector=initial,
+        sha256=digest(initial),
+        optimizer=optimizer,
+    )
+
+
+def next_release(
+    plan: Plan,
+    layout: ModelLayout,
+    base: Release,
+    used: Sequence[Buffered],
+    elapsed_s: float = 0.0,
+    staleness: Sequence[int] | None = None,
+    share: float | None = None,
+) -> Release:
+    """Aggregate `used`, in order, on top of `base`.
+
+    w_{t+1} = w_t + eta_s (b/K) sum_i n_i^rho s(tau_i) delta_i / sum_i n_i^rho, with tau measured now. `staleness` and
+    `share` are given by a replay, which repeats what was done then.
+    """
+    size = layout.num_parameters
+    if staleness is None:
+        staleness = [base.version - b.update.base_version for b in used]
+    if share is None:
+        share = min(1.0, len(used) / plan.buffer) if plan.mode == "asynchronous" else 1.0
+
+    def decode(i: int) -> Vector:
+        return make_compressor(used[i].update.codec, layout).decompress(used[i].update.payload)
+
+    meta = [
+        UpdateMeta(b.update.device, tau, b.update.num_examples, b.update.local_steps, b.norm)
+        for b, tau in zip(used, staleness, strict=True)
+    ]
+    rule = make_aggregator(plan)
+    rng = np.random.default_rng(base.version)  # a rule that draws gives the same bits again at a replay
+    memory, aggregate = rule.aggregate(base.rule or rule.init(size), UpdateSet(meta, decode), share, rng)
+    optimizer = make_server_optimizer(plan)
+    state: Mapping[str, Vector] = base.optimizer or optimizer.init(size)
+    params, state = optimizer.apply(base.vector[:size], aggregate.step, state)
+    statistics = _statistics(layout, base.vector[size:], used, share)
+    vector = np.concatenate([params, statistics])
+    return Release(
+        task=plan.task,
+        version=base.version + 1,
+        plan_revision=plan.revision,
+        fingerprint=layout.fingerprint,
+        vector=vector,
+        sha256=digest(vector),
+        used=tuple(b.name for b in used),
+        staleness=tuple(staleness),
+        share=share,
+        rule=memory,
+        optimizer=state,
+        num_examples=sum(m.num_examples for m in meta),
+        num_bytes=sum(b.num_bytes for b in used),
+        step_norm=float(np.linalg.norm(aggregate.step)),
+        elapsed_s=elapsed_s,
+    )
+
+
+def _statistics(layout: ModelLayout, now: Vector, used: Sequence[Buffered], share: float) -> Vector:
+    """Measured, not learnt: the mean over devices by examples, mixed in by how full the buffer was."""
+    if not layout.num_statistics:
+        return now
+    total = sum(b.update.num_examples for b in used)
+    mean = np.zeros(layout.num_statistics, np.float64)
+    for b in used:
+        values = decode_statistics(b.update.statistics, layout)
+        mean += values.astype(np.float64) * (b.update.num_examples / total)
+    return (now + (mean - now) * share).astype(np.float32)

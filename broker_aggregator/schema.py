@@ -1,0 +1,73 @@
+"""The store's tables. A change here is a new SCHEMA_VERSION and a migration, never an edit of what is in the field."""
+
+SCHEMA_VERSION = 1
+
+SCHEMA = (
+    "CREATE TABLE counter(name TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT, WITHOUT ROWID",
+    """CREATE TABLE device(
+        id TEXT PRIMARY KEY,
+        public_key TEXT NOT NULL,   -- Ed25519, hex
+        revoked INTEGER NOT NULL DEFAULT 0,
+        state TEXT,                 -- the last DeviceState, JSON
+        info TEXT,                  -- the last DeviceInfo, JSON
+        seen_ts INTEGER
+    ) STRICT, WITHOUT ROWID""",
+    """CREATE TABLE task(
+        name TEXT PRIMARY KEY,
+        layout TEXT NOT NULL,       -- ModelLayout rows, JSON
+        metric TEXT NOT NULL,
+        evaluation TEXT NOT NULL,   -- path of the held-out examples, or empty
+        elapsed_s REAL NOT NULL,
+        why TEXT NOT NULL,
+        first_version INTEGER NOT NULL
+    ) STRICT, WITHOUT ROWID""",
+    """CREATE TABLE plan(
+        task TEXT NOT NULL,
+        revision INTEGER NOT NULL,
+        plan TEXT NOT NULL,         -- Plan, JSON
+        layout TEXT NOT NULL,
+        PRIMARY KEY (task, revision)
+    ) STRICT, WITHOUT ROWID""",
+    """CREATE TABLE release(
+        task TEXT NOT NULL,
+        version INTEGER NOT NULL,
+        plan_revision INTEGER NOT NULL,
+        fingerprint TEXT NOT NULL,
+        sha256 TEXT NOT NULL,
+        vector BLOB,                -- float32 little-endian; NULL once pruned
+        memory BLOB,                -- state of rule and server optimizer
+        share REAL NOT NULL,        -- b / K
+        num_examples INTEGER NOT NULL,
+        step_norm REAL NOT NULL,
+        num_bytes INTEGER NOT NULL,
+        elapsed_s REAL NOT NULL,
+        ts INTEGER NOT NULL,
+        value REAL,                 -- measured on the held-out set
+        loss REAL,
+        PRIMARY KEY (task, version)
+    ) STRICT""",
+    """CREATE TABLE ledger(
+        id INTEGER PRIMARY KEY,     -- record order
+        device TEXT NOT NULL,
+        incarnation TEXT NOT NULL,
+        seq INTEGER NOT NULL,
+        task TEXT NOT NULL,
+        base_version INTEGER NOT NULL,
+        num_bytes INTEGER NOT NULL,
+        verdict TEXT NOT NULL,      -- Result, JSON, as first told
+        ts INTEGER NOT NULL,
+        disposal TEXT CHECK (disposal IN ('buffered', 'counted', 'quarantined')),  -- NULL: was refused
+        version INTEGER,            -- that counted it
+        place INTEGER,              -- in the order of summation
+        staleness INTEGER,          -- when it was counted
+        why TEXT NOT NULL DEFAULT '',
+        norm REAL,
+        update_bytes BLOB,          -- the Update as it was signed; NULL once pruned
+        UNIQUE (device, incarnation, seq)
+    ) STRICT""",
+    "CREATE INDEX ledger_by_disposal ON ledger(task, disposal, version)",
+    """CREATE TABLE suspect(
+        sha256 TEXT PRIMARY KEY,    -- of a delivery that was in hand when the process fell
+        times INTEGER NOT NULL
+    ) STRICT, WITHOUT ROWID""",
+)

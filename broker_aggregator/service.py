@@ -1,0 +1,291 @@
+"""The only impure loop: transport + store + clock around the coordinator.
+
+A turn: take what came (for at most `commit_ms`, or a full window), let the coordinator decide, commit what must be
+durable in one transaction, and only then acknowledge and publish. What fails durably ends the process: a restart
+replays the store, and the broker delivers again what was not acknowledged.
+"""
+
+import hashlib
+import logging
+import shutil
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from queue import Empty, SimpleQueue
+from typing import get_args
+
+from broker_aggregator.config import GatewayConfig
+from broker_aggregator.coordinator import Coordinator
+from broker_aggregator.events import (
+    Asked,
+    Clear,
+    Durable,
+    Effect,
+    Evaluate,
+    Evaluated,
+    Event,
+    Gone,
+    Note,
+    Online,
+    Received,
+    SaveDevice,
+    Send,
+    SendObject,
+    Tick,
+)
+from broker_aggregator.objects import Objects
+from broker_aggregator.operations import OPERATOR, versions_of
+from broker_aggregator.store import SqliteStore
+from fl_protocol.codec import decode, encode, parse_json
+from fl_protocol.errors import Code, ConfigError, ProtocolError
+from fl_protocol.messages import Ask, GatewayState, Result, Signed
+from fl_protocol.signing import SigningKey, seal, unseal
+from fl_protocol.topics import Kind, Topic, below, build, parse
+from fl_protocol.transport import Connected, Delivery, Disconnected, Incoming, Transport, Undeliverable, Will
+
+log = logging.getLogger("aggregator")
+SOFTWARE = "anabranch-gateway/0.1.0"
+TICK_S = 0.25
+POISON = 2  # crashes with the same delivery in hand
+DURABLE = get_args(Durable)
+NOBODY = "0" * 16  # the incarnation in an answer to what could not be read
+
+
+@dataclass(frozen=True)
+class _Given:
+    """A delivery to be acknowledged once its batch is durable."""
+
+    receipt: object
+
+
+class Service:
+    """One gateway. `transport_of` makes the transport, given the will; tests give their own."""
+
+    def __init__(self, config: GatewayConfig, store: SqliteStore, key: SigningKey) -> None:
+        self.config, self.store, self.key = config, store, key
+        self.fleet = config.gateway.fleet
+        with store.transaction():
+            self.boot = store.next_counter("boot")
+        loaded = store.load(time.monotonic())
+        self.coordinator = Coordinator(
+            self.fleet,
+            loaded.fleet,
+            loaded.tasks,
+            operator_counter=loaded.counters.get(OPERATOR, 0),
+            last_versions=versions_of(loaded.counters),
+            min_free_bytes=config.gateway.min_free_mb << 20,
+        )
+        self.objects = Objects(config.bundles, store)
+        self.refused: Counter[str] = Counter()  # messages that could not be read, by code
+        self._suspects = store.suspects()
+        self._evaluations: SimpleQueue[Evaluated | Note] = SimpleQueue()
+        self._pool = ThreadPoolExecutor(1, "evaluation")
+        self._ticked = 0.0
+        self.stopping = False
+        self._let_in(config.devices)
+        self.transport: Transport = config.broker.transport(
+            f"gateway-{self.fleet}",
+            self._will,
+            session_expiry_s=7 * 86400,
+            receive_maximum=config.gateway.receive_maximum,
+        )
+
+    def _let_in(self, devices: dict[str, str]) -> None:
+        """The devices that the configuration names, on top of those that the store knows."""
+        known = self.coordinator.fleet.devices
+        new = {d: key for d, key in devices.items() if d not in known or known[d].public_key != key}
+        with self.store.transaction():
+            for device, key in new.items():
+                self.store.apply(SaveDevice(device, key), _now_ms())
+        if new:
+            self.coordinator.fleet = self.store.load(time.monotonic()).fleet
+
+    def _will(self, bseq: int) -> Will:
+        return Will(build(Kind.GATEWAY, self.fleet), encode(GatewayState(state="lost", boot=self.boot, bseq=bseq)))
+
+    # --- the loop ---
+
+    def run(self) -> None:
+        """Serve until `stopping`. Raises whatever made a durable write fail."""
+        host, port = self.config.broker.address
+        log.info("fleet %s, broker %s:%d, fleet key %s", self.fleet, host, port, self.key.public)
+        self.transport.start()
+        try:
+            while not self.stopping:
+                self.turn(TICK_S)
+            state = GatewayState(state="disconnected", boot=self.boot, bseq=0, software=SOFTWARE, ts=_now_ms())
+            self.transport.publish(build(Kind.GATEWAY, self.fleet), encode(state), retain=True)
+        finally:
+            self.transport.close()
+            self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def turn(self, timeout: float) -> None:
+        """One batch: decide, commit, and only then let it be seen."""
+        effects: list[Effect | _Given] = []
+        for incoming in self._batch(timeout):
+            effects.extend(self._take(incoming))
+        while True:
+            try:
+                news = self._evaluations.get_nowait()
+            except Empty:
+                break
+            effects.extend([news] if isinstance(news, Note) else self._decide(news))
+        if time.monotonic() - self._ticked >= TICK_S:
+            self._ticked = time.monotonic()
+            effects.extend(self._decide(Tick(shutil.disk_usage(self.config.gateway.data_dir).free)))
+        self._carry_out(effects)
+
+    def _batch(self, timeout: float) -> list[Incoming]:
+        """What came; company is waited for as long as a commit may be late."""
+        batch = self.transport.receive(timeout)
+        until = time.monotonic() + self.config.gateway.commit_ms / 1000
+        while batch and len(batch) < self.config.gateway.receive_maximum and (left := until - time.monotonic()) > 0:
+            batch.extend(self.transport.receive(left))
+        return batch
+
+    def _decide(self, event: Event) -> Iterator[Effect]:
+        yield from self.coordinator.handle(event, time.monotonic())
+
+    # --- what comes in ---
+
+    def _take(self, incoming: Incoming) -> Iterator[Effect | _Given]:
+        match incoming:
+            case Connected(present, bseq, limits):
+                self.transport.subscribe(self._subscriptions())
+                state = GatewayState(
+                    state="ready", boot=self.boot, bseq=bseq, software=SOFTWARE, fleet_key=self.key.public, ts=_now_ms()
+                )
+                self.transport.publish(build(Kind.GATEWAY, self.fleet), encode(state), retain=True)
+                log.info("connected (MQTT %s, packets up to %d bytes)", limits.version, limits.max_packet)
+                yield from self._decide(Online(present, limits.max_packet, limits.version))
+            case Disconnected(reason, retry_in_s):
+                host, port = self.config.broker.address
+                log.warning("no broker at %s:%d: %s; trying again in %.0f s", host, port, reason, retry_in_s)
+            case Undeliverable(topic, size, reason):
+                log.error("dropped %d bytes for %s: %s", size, topic, reason)
+            case Delivery():
+                yield from self._deliver(incoming)
+
+    def _subscriptions(self) -> list[tuple[str, int]]:
+        per_device = [build(kind, self.fleet, device="+") for kind in (Kind.STATE, Kind.INFO, Kind.EVENT)]
+        commands = build(Kind.COMMAND, self.fleet, name="+", cid="+")
+        return [(topic, 1) for topic in (*per_device, below(self.fleet, "dev", "+", "up"), commands)]
+
+    def _deliver(self, delivery: Delivery) -> Iterator[Effect | _Given]:
+        digest = hashlib.sha256(delivery.topic.encode() + b"\0" + delivery.payload).hexdigest()
+        if self._suspects.get(digest, 0) >= POISON:
+            self.objects.quarantine(digest, delivery.topic, delivery.payload)
+            yield Note("error", f"a message on {delivery.topic} was in hand at {POISON} crashes: quarantined")
+        else:
+            try:
+                yield from list(self._read(delivery))
+            except ProtocolError as error:
+                yield from self._refuse(delivery, error)
+            except Exception:
+                self.store.suspect(digest)
+                raise
+        if delivery.receipt is not None:
+            yield _Given(delivery.receipt)
+
+    def _read(self, delivery: Delivery) -> Iterator[Effect]:
+        """Bytes -> message -> decision. Raises `ProtocolError` for what cannot be read."""
+        topic = parse(delivery.topic)
+        if topic.fleet != self.fleet:
+            raise ProtocolError(Code.SCHEMA, f"{delivery.topic} is another fleet's")
+        if topic.kind is Kind.COMMAND:
+            yield from self._command(topic, delivery)
+        elif topic.kind is Kind.STATE and not delivery.payload:
+            yield from self._decide(Gone(topic.device))
+        elif delivery.payload:
+            message = decode(topic.kind, delivery.payload)
+            num_bytes = len(delivery.topic) + len(delivery.payload)
+            yield from self._decide(Received(topic.device, message, num_bytes))  # type: ignore[arg-type]  # by topic
+
+    def _command(self, topic: Topic, delivery: Delivery) -> Iterator[Effect]:
+        plain = parse_json(delivery.payload) if delivery.payload else {}
+        if (isinstance(plain, dict) and "sig" not in plain and "status" in plain) or not plain:
+            return  # our own answer, or its creator clearing it
+        ask = unseal(Ask, delivery.payload, self.key.public, self.fleet, delivery.topic)
+        if ask.name != topic.name:
+            raise ProtocolError(Code.SCHEMA, f"the command {ask.name} came on the topic of {topic.name}")
+        sha256 = ask.arguments.get("bundle_sha256")
+        if sha256 is None and (task := self.coordinator.tasks.get(str(ask.arguments.get("task")))) is not None:
+            sha256 = task.plan.bundle_sha256
+        bundle = self.objects.bundle(sha256) if isinstance(sha256, str) else None
+        yield from self._decide(Asked(ask, topic.cid, bundle))
+
+    def _refuse(self, delivery: Delivery, error: ProtocolError) -> Iterator[Effect]:
+        """Counted, answered where there is somebody to answer, and forgotten."""
+        self.refused[error.code] += 1
+        yield Note("warning", f"{delivery.topic:.200}: {error}")
+        try:
+            topic = parse(delivery.topic)
+        except ProtocolError:
+            return
+        if topic.device in self.coordinator.fleet.devices and topic.kind in (Kind.UPDATE, Kind.OFFER):
+            answer = Result(
+                task="unread", incarnation=NOBODY, seq=0, verdict="rejected", code=error.code, why=error.message[:400]
+            )
+            yield Send(Topic(Kind.RESULT, self.fleet, device=topic.device), answer)
+
+    # --- what goes out ---
+
+    def _carry_out(self, effects: Iterable[Effect | _Given]) -> None:
+        """All that is durable in one transaction, counters of signed messages included; then all that is visible."""
+        effects = list(effects)
+        outgoing: list[tuple[str, bytes, bool]] = []
+        ts = _now_ms()
+        if any(isinstance(e, DURABLE) or (isinstance(e, Send) and isinstance(e.message, Signed)) for e in effects):
+            with self.store.transaction():
+                for effect in effects:
+                    if isinstance(effect, DURABLE):
+                        self.store.apply(effect, ts)
+                outgoing = [self._sealed(e, ts) for e in effects if isinstance(e, Send)]
+        else:
+            outgoing = [self._sealed(e, ts) for e in effects if isinstance(e, Send)]
+        sends = iter(outgoing)
+        for effect in effects:
+            match effect:
+                case _Given(receipt):
+                    self.transport.acknowledge(receipt)
+                case Send():
+                    self._publish(*next(sends))
+                case Clear(topic):
+                    self._publish(str(topic), b"", True)
+                case SendObject():
+                    self._send_object(effect)
+                case Evaluate():
+                    self._pool.submit(self._evaluate, effect)
+                case Note(level, text):
+                    log.log(logging.getLevelName(level.upper()), "%s", text)
+
+    def _sealed(self, send: Send, ts: int) -> tuple[str, bytes, bool]:
+        topic, message = str(send.topic), replace(send.message, ts=ts)
+        if isinstance(message, Signed):
+            message = replace(message, counter=self.store.next_counter(f"topic/{topic}"))
+            return topic, seal(message, self.key, self.fleet, topic), send.retain
+        return topic, encode(message), send.retain
+
+    def _publish(self, topic: str, payload: bytes, retain: bool, qos: int = 1) -> None:
+        try:
+            self.transport.publish(topic, payload, qos=qos, retain=retain)
+        except ProtocolError as error:
+            log.error("cannot publish %s: %s", topic, error)
+
+    def _send_object(self, effect: SendObject) -> None:
+        for chunk in self.objects.chunks(effect.sha256, effect.chunk_size, effect.missing, effect.window):
+            self._publish(str(effect.topic), encode(chunk), False, qos=0)
+
+    def _evaluate(self, effect: Evaluate) -> None:
+        """On the evaluation thread; a set that cannot be read is told, and stops nothing."""
+        try:
+            loss, value = self.objects.evaluator(effect.bundle_sha256, effect.evaluation).measure(effect.vector)
+            self._evaluations.put(Evaluated(effect.task, effect.version, loss, value))
+        except (ConfigError, ProtocolError, OSError, MemoryError) as error:
+            self._evaluations.put(Note("error", f"cannot evaluate version {effect.version}: {error}"))
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000

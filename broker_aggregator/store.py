@@ -1,0 +1,259 @@
+"""What the gateway must not forget: SQLite in WAL mode, one transaction a batch, fsync before anything is visible.
+
+The ledger of updates is the truth that a replay starts from: every accepted update is a row, and its disposal is
+exactly one of `buffered`, `counted` (in `version`) and `quarantined`.
+"""
+
+import json
+import sqlite3
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import msgpack
+
+from broker_aggregator.events import (
+    CommitRelease,
+    Durable,
+    Quarantine,
+    RecordUpdate,
+    RecordVerdict,
+    Release,
+    RemoveTask,
+    SaveCounter,
+    SaveDevice,
+    SaveEvaluation,
+    SaveState,
+    SaveTask,
+)
+from broker_aggregator.schema import SCHEMA, SCHEMA_VERSION
+from broker_aggregator.store_reader import Loaded, StoreReader
+from fl_protocol.codec import encode
+from fl_protocol.messages import DeviceState, Plan, Result
+from fl_protocol.tensors import Vector
+
+
+class Store(Protocol):
+    """Durable when the transaction is; `apply` outside of one is an error."""
+
+    def transaction(self) -> Any:
+        """A context: all that is applied in it is durable when it ends, or none of it happened."""
+
+    def apply(self, effect: Durable, ts: int) -> None:
+        """Write one effect; `ts` is wall-clock ms, for people."""
+
+    def next_counter(self, name: str) -> int:
+        """The next value of a counter that only grows; part of the transaction."""
+
+    def load(self, now: float) -> Loaded:
+        """All that a coordinator needs to go on where the last transaction ended."""
+
+
+def pack_vectors(vectors: Mapping[str, Vector]) -> bytes:
+    """Named float32 vectors as bytes."""
+    return bytes(msgpack.packb({name: v.astype("<f4").tobytes() for name, v in vectors.items()}))
+
+
+class SqliteStore(StoreReader):
+    """The embedded default. Raises `ConfigError` for a file that is no store, `sqlite3.Error` when a write fails."""
+
+    def __init__(self, path: Path, *, keep_releases: int = 200) -> None:
+        self.keep_releases = keep_releases
+        path.parent.mkdir(parents=True, exist_ok=True)
+        super().__init__(path, "rwc")
+
+    def _prepare(self) -> None:
+        self._db.execute("PRAGMA journal_mode=WAL")
+        self._db.execute("PRAGMA synchronous=FULL")  # the WAL is synced at each commit: accepted means on disk
+        self._db.execute("PRAGMA foreign_keys=ON")
+        if self._db.execute("PRAGMA user_version").fetchone()[0] == 0:
+            with self.transaction():
+                for statement in SCHEMA:
+                    self._db.execute(statement)
+                self._db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """BEGIN ... COMMIT, or ROLLBACK when anything fails."""
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            self._db.execute("COMMIT")
+        except BaseException:
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+            raise
+
+    # --- writing ---
+
+    def next_counter(self, name: str) -> int:
+        """One more than the last."""
+        row = self._db.execute(
+            "INSERT INTO counter VALUES (?, 1) ON CONFLICT(name) DO UPDATE SET value = value + 1 RETURNING value",
+            (name,),
+        ).fetchone()
+        return int(row[0])
+
+    def apply(self, effect: Durable, ts: int) -> None:
+        """Write one effect."""
+        match effect:
+            case RecordUpdate():
+                self._record(effect, ts)
+            case RecordVerdict(device, verdict, base_version, num_bytes):
+                self._db.execute(
+                    "INSERT INTO ledger(device, incarnation, seq, task, base_version, num_bytes, verdict, ts)"
+                    " VALUES (?,?,?,?,?,?,?,?)",
+                    (
+                        device,
+                        verdict.incarnation,
+                        verdict.seq,
+                        verdict.task,
+                        base_version,
+                        num_bytes,
+                        _text(verdict),
+                        ts,
+                    ),
+                )
+            case CommitRelease(release):
+                self._commit(release, ts)
+            case Quarantine(used, why):
+                for name in used:
+                    self._dispose(name, "quarantined", None, None, None, why)
+            case SaveTask():
+                self._save_task(effect)
+            case SaveEvaluation(task, version, loss, value):
+                self._db.execute(
+                    "UPDATE release SET loss = ?, value = ? WHERE task = ? AND version = ?",
+                    (loss, value, task, version),
+                )
+            case RemoveTask(task):
+                for table, column in (("release", "task"), ("plan", "task"), ("task", "name")):
+                    self._db.execute(f"DELETE FROM {table} WHERE {column} = ?", (task,))  # noqa: S608  # our own names
+                # No id holds a '#': a later task of the same name shares no row with this one.
+                self._db.execute(
+                    "UPDATE ledger SET task = task || '#' || ?, update_bytes = NULL WHERE task = ?", (ts, task)
+                )
+            case SaveDevice(device, public_key, revoked):
+                self._db.execute(
+                    "INSERT INTO device(id, public_key, revoked) VALUES (?,?,?)"
+                    " ON CONFLICT(id) DO UPDATE SET public_key = excluded.public_key, revoked = excluded.revoked",
+                    (device, public_key, revoked),
+                )
+            case SaveState(device, state):
+                column = "state" if isinstance(state, DeviceState) else "info"
+                self._db.execute(
+                    f"UPDATE device SET {column} = ?, seen_ts = ? WHERE id = ?",  # noqa: S608  # our own names
+                    (_text(state), ts, device),
+                )
+            case SaveCounter(name, value):
+                self._db.execute(
+                    "INSERT INTO counter VALUES (?,?)"
+                    " ON CONFLICT(name) DO UPDATE SET value = max(value, excluded.value)",
+                    (name, value),
+                )
+
+    def _record(self, effect: RecordUpdate, ts: int) -> None:
+        update = effect.update
+        self._db.execute(
+            "INSERT INTO ledger(device, incarnation, seq, task, base_version, num_bytes, verdict, ts, disposal, norm,"
+            " update_bytes) VALUES (?,?,?,?,?,?,?,?,'buffered',?,?)",
+            (
+                update.device,
+                update.incarnation,
+                update.seq,
+                update.task,
+                update.base_version,
+                effect.num_bytes,
+                _text(effect.verdict),
+                ts,
+                effect.norm,
+                encode(update),
+            ),
+        )
+
+    def _commit(self, release: Release, ts: int) -> None:
+        self._db.execute(
+            "INSERT INTO release(task, version, plan_revision, fingerprint, sha256, vector, memory, share,"
+            " num_examples, step_norm, num_bytes, elapsed_s, ts) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?)",
+            (
+                release.task,
+                release.version,
+                release.plan_revision,
+                release.fingerprint,
+                release.sha256,
+                release.vector.astype("<f4").tobytes(),
+                msgpack.packb([pack_vectors(release.rule), pack_vectors(release.optimizer)]),
+                release.share,
+                release.num_examples,
+                release.step_norm,
+                release.num_bytes,
+                release.elapsed_s,
+                ts,
+            ),
+        )
+        for place, (name, staleness) in enumerate(zip(release.used, release.staleness, strict=True)):
+            self._dispose(name, "counted", release.version, place, staleness, "")
+        self._prune(release)
+
+    def _dispose(
+        self,
+        name: tuple[str, str, int],
+        disposal: str,
+        version: int | None,
+        place: int | None,
+        staleness: int | None,
+        why: str,
+    ) -> None:
+        done = self._db.execute(
+            "UPDATE ledger SET disposal = ?, version = ?, place = ?, staleness = ?, why = ?"
+            " WHERE device = ? AND incarnation = ? AND seq = ? AND disposal = 'buffered'",
+            (disposal, version, place, staleness, why, *name),
+        )
+        if done.rowcount != 1:
+            raise sqlite3.IntegrityError(f"update {name} is not waiting in a buffer: it would be counted twice")
+
+    def _prune(self, release: Release) -> None:
+        """Vectors and payloads of old releases go; their ledger rows stay."""
+        old = release.version - self.keep_releases
+        self._db.execute(
+            "UPDATE release SET vector = NULL, memory = NULL WHERE task = ? AND version < ? AND vector IS NOT NULL",
+            (release.task, old),
+        )
+        self._db.execute(
+            "UPDATE ledger SET update_bytes = NULL WHERE task = ? AND version <= ? AND update_bytes IS NOT NULL",
+            (release.task, old),
+        )
+
+    def _save_task(self, effect: SaveTask) -> None:
+        plan = effect.plan
+        self._db.execute(
+            "INSERT INTO task(name, layout, metric, evaluation, elapsed_s, why, first_version) VALUES (?,?,?,?,?,?,?)"
+            " ON CONFLICT(name) DO UPDATE SET layout = excluded.layout, metric = excluded.metric,"
+            " evaluation = excluded.evaluation, elapsed_s = excluded.elapsed_s, why = excluded.why",
+            (
+                plan.task,
+                json.dumps(effect.layout.to_rows()),
+                effect.metric,
+                effect.evaluation,
+                effect.elapsed_s,
+                effect.why,
+                effect.first_version,
+            ),
+        )
+        self._db.execute(
+            "INSERT INTO plan(task, revision, plan, layout) VALUES (?,?,?,?)"
+            " ON CONFLICT(task, revision) DO UPDATE SET plan = excluded.plan",
+            (plan.task, plan.revision, _text(plan), json.dumps(effect.layout.to_rows())),
+        )
+
+    def suspect(self, digest: str) -> None:
+        """A delivery was in hand when something raised; on the disk before the process falls."""
+        with self.transaction():
+            self._db.execute(
+                "INSERT INTO suspect VALUES (?, 1) ON CONFLICT(sha256) DO UPDATE SET times = times + 1", (digest,)
+            )
+
+
+def _text(message: DeviceState | Plan | Result | Any) -> str:
+    return encode(message).decode()

@@ -1,0 +1,185 @@
+"""What the gateway remembers, as rows and as the coordinator's state. Nothing here writes."""
+
+import json
+import sqlite3
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgpack
+import numpy as np
+
+from broker_aggregator.events import Release
+from broker_aggregator.fleet import KEPT_VERDICTS, Device, Fleet
+from broker_aggregator.releasing import Buffered
+from broker_aggregator.schema import SCHEMA_VERSION
+from broker_aggregator.task import Task
+from fl_protocol.codec import decode_as
+from fl_protocol.errors import ConfigError
+from fl_protocol.messages import DeviceState, Plan, Result, Update
+from fl_protocol.tensors import ModelLayout, Vector
+
+
+@dataclass
+class Loaded:
+    """What a coordinator starts from."""
+
+    fleet: Fleet = field(default_factory=Fleet)
+    tasks: dict[str, Task] = field(default_factory=dict)
+    counters: dict[str, int] = field(default_factory=dict)
+
+
+def unpack_vectors(data: bytes) -> dict[str, Vector]:
+    """The inverse of `pack_vectors`."""
+    return {name: np.frombuffer(v, "<f4").astype(np.float32) for name, v in msgpack.unpackb(data).items()}
+
+
+class StoreReader:
+    """A store open for reading, beside a gateway that writes it. Raises `ConfigError` for a file that is none."""
+
+    def __init__(self, path: Path, mode: str = "ro") -> None:
+        self.path = path
+        if mode == "ro" and not path.exists():
+            raise ConfigError(f"there is no store at {path}", "`broker-aggregator run` makes it at its first start")
+        try:
+            uri = f"{path.absolute().as_uri()}?mode={mode}"
+            self._db = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=10)
+            self._db.row_factory = sqlite3.Row
+            self._prepare()
+            version = int(self._db.execute("PRAGMA user_version").fetchone()[0])
+        except sqlite3.Error as error:
+            raise ConfigError(f"{path} is not a usable store: {error}", "restore it from a backup") from None
+        if version != SCHEMA_VERSION:
+            raise ConfigError(
+                f"{path} has schema {version}, this software reads {SCHEMA_VERSION}",
+                "install the version that wrote it",
+            )
+
+    def _prepare(self) -> None:
+        """What a reader need not do."""
+
+    def close(self) -> None:
+        """Release the file."""
+        self._db.close()
+
+    def suspects(self) -> dict[str, int]:
+        """How often each delivery was in hand at a crash."""
+        return {row["sha256"]: row["times"] for row in self.query("SELECT * FROM suspect")}
+
+    def query(self, sql: str, *arguments: object) -> list[sqlite3.Row]:
+        """Rows for people: `status`, `devices`, the reports."""
+        return self._db.execute(sql, arguments).fetchall()
+
+    def load(self, now: float) -> Loaded:
+        """Fleet, tasks with their buffers, counters."""
+        loaded = Loaded(counters={row["name"]: row["value"] for row in self.query("SELECT * FROM counter")})
+        for row in self.query("SELECT * FROM device"):
+            state = decode_as(DeviceState, row["state"].encode()) if row["state"] else None
+            loaded.fleet.devices[row["id"]] = Device(row["id"], row["public_key"], bool(row["revoked"]), state)
+        self._load_ledgers(loaded.fleet)
+        for row in self.query("SELECT name FROM task ORDER BY name"):
+            loaded.tasks[row["name"]] = self._load_task(row["name"], now)
+        return loaded
+
+    def _load_ledgers(self, fleet: Fleet) -> None:
+        newest = self.query(
+            "SELECT device, verdict FROM (SELECT device, incarnation, seq, verdict, row_number() OVER"
+            " (PARTITION BY device, incarnation ORDER BY seq DESC) AS place FROM ledger) WHERE place <= ?"
+            " ORDER BY device, incarnation, seq",
+            KEPT_VERDICTS + 1,
+        )
+        for row in newest:
+            verdict = decode_as(Result, row["verdict"].encode())
+            if row["device"] in fleet.devices:
+                fleet.devices[row["device"]].ledger(verdict.incarnation).record(verdict)
+
+    def _load_task(self, name: str, now: float) -> Task:
+        row = self.query("SELECT * FROM task WHERE name = ?", name)[0]
+        plan = self.plan(name)
+        release = self.release(name)
+        layout = ModelLayout.from_rows(json.loads(row["layout"]))
+        task = Task(plan, layout, row["metric"], release, row["first_version"], row["evaluation"])
+        task.elapsed_s = max(row["elapsed_s"], release.elapsed_s)
+        task.why, task.since, task.opened_at = row["why"], now, now
+        task.buffer = [self._buffered(r) for r in self._updates(name, "disposal = 'buffered'")]
+        for measured in self.query("SELECT value, loss FROM release WHERE task = ? AND value NOT NULL", name):
+            task.measured.take(measured["value"], measured["loss"])
+        for counted in self.query(
+            "SELECT json_extract(verdict, '$.verdict') AS verdict, count(*) AS n, sum(num_bytes) AS bytes"
+            " FROM ledger WHERE task = ? GROUP BY 1",
+            name,
+        ):
+            task.verdicts[counted["verdict"]] = counted["n"]
+            task.bytes_up += counted["bytes"]
+        norms = self.query("SELECT norm FROM ledger WHERE task = ? AND norm NOT NULL ORDER BY id DESC LIMIT 50", name)
+        task.norms.extend(r["norm"] for r in reversed(norms))
+        return task
+
+    def plan(self, task: str, revision: int | None = None) -> Plan:
+        """A task's plan, the newest revision unless told."""
+        row = self.query(
+            "SELECT plan FROM plan WHERE task = ?"
+            " AND revision = ifnull(?, (SELECT max(revision) FROM plan WHERE task = ?))",
+            task,
+            revision,
+            task,
+        )[0]
+        return decode_as(Plan, row["plan"].encode())
+
+    def layout(self, task: str, revision: int) -> ModelLayout:
+        """The layout that a plan's revision trained."""
+        row = self.query("SELECT layout FROM plan WHERE task = ? AND revision = ?", task, revision)[0]
+        return ModelLayout.from_rows(json.loads(row["layout"]))
+
+    def releases(self, task: str) -> list[int]:
+        """The versions whose vector is still kept, oldest first."""
+        rows = self.query("SELECT version FROM release WHERE task = ? AND vector NOT NULL ORDER BY version", task)
+        return [row["version"] for row in rows]
+
+    def release(self, task: str, version: int | None = None) -> Release:
+        """A version with its vector, the newest unless told. Raises `ConfigError` for one that is not kept."""
+        rows = self.query(
+            "SELECT * FROM release WHERE task = ? AND vector NOT NULL AND"
+            " version = ifnull(?, (SELECT max(version) FROM release WHERE task = ?))",
+            task,
+            version,
+            task,
+        )
+        if not rows:
+            known = ", ".join(r["name"] for r in self.query("SELECT name FROM task ORDER BY name")) or "none"
+            raise ConfigError(
+                f"no version {version if version is not None else ''} of task {task} is kept".replace("  ", " "),
+                f"tasks: {known}; `status --json` lists versions",
+            )
+        row = rows[0]
+        used = self._updates(task, "version = ? AND disposal = 'counted'", row["version"], order="place")
+        rule, optimizer = msgpack.unpackb(row["memory"])
+        return Release(
+            task=task,
+            version=row["version"],
+            plan_revision=row["plan_revision"],
+            fingerprint=row["fingerprint"],
+            vector=np.frombuffer(row["vector"], "<f4").astype(np.float32),
+            sha256=row["sha256"],
+            used=tuple((u["device"], u["incarnation"], u["seq"]) for u in used),
+            staleness=tuple(u["staleness"] for u in used),
+            share=row["share"],
+            rule=unpack_vectors(rule),
+            optimizer=unpack_vectors(optimizer),
+            num_examples=row["num_examples"],
+            num_bytes=row["num_bytes"],
+            step_norm=row["step_norm"],
+            elapsed_s=row["elapsed_s"],
+        )
+
+    def counted_in(self, task: str, version: int) -> list[Buffered]:
+        """The updates that a version counted, in the order of their summation."""
+        rows = self._updates(task, "version = ? AND disposal = 'counted'", version, order="place")
+        return [self._buffered(row) for row in rows]
+
+    def _updates(self, task: str, where: str, *arguments: object, order: str = "id") -> list[sqlite3.Row]:
+        sql = f"SELECT * FROM ledger WHERE task = ? AND {where} ORDER BY {order}"  # noqa: S608  # our own words
+        return self.query(sql, task, *arguments)
+
+    @staticmethod
+    def _buffered(row: sqlite3.Row) -> Buffered:
+        return Buffered(decode_as(Update, row["update_bytes"]), row["norm"], row["num_bytes"])

@@ -1,0 +1,114 @@
+"""One example of every message, signed where the wire wants it: the source of the golden files under tests/wire/."""
+
+from fl_protocol import messages as m
+from fl_protocol.codec import encode
+from fl_protocol.signing import SigningKey, seal, seal_update
+
+FLEET_KEY = SigningKey(bytes(range(32)))
+DEVICE_KEY = SigningKey(bytes(range(32, 64)))
+FLEET = "demo"
+SHA = "5f" * 32
+FINGERPRINT = "0a" * 16
+INCARNATION = "1234567890abcdef"
+UPDATE_TOPIC = "fl/1/demo/dev/fan-20/up/update"
+
+UPDATE = m.Update(
+    device="fan-20",
+    incarnation=INCARNATION,
+    seq=7,
+    task="fan",
+    plan_revision=1,
+    base_version=41,
+    fingerprint=FINGERPRINT,
+    num_examples=543,
+    local_steps=17,
+    codec={"name": "uq", "step": "2.0"},
+    payload=b"\x00\x01payload",
+    statistics=b"\x00\x3c",
+    sha256=SHA,
+    train_seconds=1.5,
+    metrics={"value": 0.75},
+)
+
+MESSAGES: dict[str, m.Message] = {
+    "state": m.DeviceState(state="training", boot=3, bseq=2, n=9, task="fan", version=41, why="", ts=1),
+    "info": m.DeviceInfo(software="anabranch-agent/0.1.0", public_key=DEVICE_KEY.public, incarnation=INCARNATION),
+    "health": m.Health(memory_mb=70.5, temperature_c=41.0, why_not="too hot", may_train=False),
+    "event": m.DeviceEvent(event="bundle", level="error", code="E_SHA", message="not the one that the plan names"),
+    "prediction": m.Prediction(task="fan", version=41, label="normal", probability=0.97, milliseconds=1.2),
+    "offer": m.Offer(
+        sha256=SHA,
+        size=100_000,
+        chunk_size=16384,
+        task="fan",
+        incarnation=INCARNATION,
+        seq=7,
+        base_version=41,
+        fingerprint=FINGERPRINT,
+    ),
+    "grant": m.Grant(sha256=SHA, answer="go", window=4, missing=b"\x7f"),
+    "chunk": m.Chunk(sha256=SHA, index=2, count=7, crc32=0xDEADBEEF, data=b"sixteen bytes of"),
+    "get": m.Get(sha256=SHA, size=100_000, chunk_size=16384, window=4, missing=b"\x7f"),
+    "status": m.TaskStatus(task="fan", state="running", version=41, value=0.9, updates={"accepted": 300}),
+    "metrics": m.ReleaseMetrics(task="fan", version=41, updates=8, devices=("fan-20", "fan-25"), value=0.9, loss=0.3),
+    "gateway": m.GatewayState(state="ready", boot=1, bseq=1, fleet_key=FLEET_KEY.public),
+    "sync": m.Sync(within_s=5),
+    "answer": m.Answer(status="failed", message="there is no task fan", hint="tasks: none"),
+}
+
+SIGNED: dict[str, tuple[str, m.Signed]] = {
+    "plan": (
+        "fl/1/demo/task/fan/plan",
+        m.Plan(
+            task="fan",
+            revision=1,
+            state="running",
+            bundle_sha256=SHA,
+            bundle_size=138_672,
+            fingerprint=FINGERPRINT,
+            hyper={"learning_rate": "0.05"},
+            stop=m.Stop(versions=50, metric="0.95"),
+            counter=3,
+        ),
+    ),
+    "manifest": (
+        "fl/1/demo/task/fan/manifest/stable",
+        m.Manifest(
+            task="fan",
+            plan_revision=1,
+            version=41,
+            fingerprint=FINGERPRINT,
+            sha256=SHA,
+            size=40_000,
+            chunk_size=16384,
+            counter=42,
+        ),
+    ),
+    "desired": ("fl/1/demo/dev/fan-20/twin/desired", m.Desired(tasks=("fan",), counter=1)),
+    "result": (
+        "fl/1/demo/dev/fan-20/dn/result",
+        m.Result(
+            task="fan", incarnation=INCARNATION, seq=7, verdict="stale", code="E_STALE", why="too old", counter=12
+        ),
+    ),
+    "ask": ("fl/1/demo/op/cmd/task-start/0123", m.Ask(name="task-start", arguments={"task": "fan"}, counter=5)),
+}
+
+
+def golden() -> dict[str, bytes]:
+    """File name -> bytes of every golden message."""
+    files = {f"{name}.bin": encode(message) for name, message in MESSAGES.items()}
+    files |= {f"{name}.signed.bin": seal(message, FLEET_KEY, FLEET, t) for name, (t, message) in SIGNED.items()}
+    files["update.envelope.bin"] = seal_update(UPDATE, DEVICE_KEY, FLEET, UPDATE_TOPIC)
+    return files
+
+
+if __name__ == "__main__":  # writes what is new; a file that exists is for ever
+    from pathlib import Path
+
+    folder = Path(__file__).parents[1] / "wire" / "messages"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, data in golden().items():
+        path = folder / name
+        if not path.exists():
+            path.write_bytes(data)
