@@ -1,0 +1,58 @@
+# Two commands do everything: `make demo` and `make test`. Both set up what they need in .venv.
+# x86 without a GPU: `make test TORCH_INDEX=https://download.pytorch.org/whl/cpu` fetches 200 MB instead of gigabytes.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+TORCH_INDEX ?=
+ARGS ?=
+PYTEST_ARGS ?=
+
+.PHONY: demo test check bench test-slow clean help
+
+help:
+	@echo "make demo [ARGS='--quick --seed 1']   a fleet of 17 agents trains one model over a real broker"
+	@echo "make test                             the test suite"
+	@echo "make check                            formatting, lint, types, import contracts, documentation"
+	@echo "make bench                            the figures of the README, from scripts"
+	@echo "make test-slow                        the long suites"
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version) if sys.version_info < (3, 11) else 0'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/demo.installed: pyproject.toml | $(BIN)/python
+	@echo "installing the demo into $(VENV) (no torch; about 400 MB)"
+	$(PIP) --editable '.[demo]'
+	@touch $@
+
+$(VENV)/dev.installed: pyproject.toml | $(BIN)/python
+	@echo "installing the workshop and the tests into $(VENV) (with torch)"
+	$(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX) )torch==2.13.0
+	$(PIP) --editable '.[dev]'
+	@touch $@ $(VENV)/demo.installed
+
+demo: $(VENV)/demo.installed
+	$(BIN)/anabranch demo $(ARGS)
+
+test: $(VENV)/dev.installed
+	$(BIN)/python -m pytest -n 2 -m "not slow" $(PYTEST_ARGS)
+
+check: $(VENV)/dev.installed
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest -p no:cacheprovider tests/docs
+
+bench: $(VENV)/dev.installed
+	$(BIN)/python benchmarks/memory.py
+	$(BIN)/python benchmarks/step_time.py
+	$(BIN)/python benchmarks/fan_demo.py --seeds 5
+
+test-slow: $(VENV)/dev.installed
+	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
+
+clean:
+	rm -rf $(VENV) build dist runs .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
