@@ -7,9 +7,11 @@ import os
 import signal
 import sqlite3
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -17,7 +19,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from broker_aggregator.asking import ask_gateway
+from broker_aggregator.asking import ANSWER_S, ask_gateway
 from broker_aggregator.config import GatewayConfig, load_config, load_task
 from broker_aggregator.objects import Objects, add_bundle
 from broker_aggregator.reading import devices as read_devices
@@ -34,6 +36,26 @@ device_app = typer.Typer(help="Let devices in, by their public key, and send the
 app.add_typer(task_app, name="task")
 app.add_typer(device_app, name="device")
 console = Console()
+
+
+@dataclass
+class _Patience:
+    """What the options before a subcommand said."""
+
+    timeout: float = ANSWER_S
+
+
+patience = _Patience()
+
+
+@task_app.callback()
+@device_app.callback()
+def ask_with(
+    timeout: Annotated[float, typer.Option(help="Seconds to wait for the gateway's answer.")] = ANSWER_S,
+) -> None:
+    """Ask the running gateway; the command is signed with the fleet's key, which lies in its data_dir."""
+    patience.timeout = timeout
+
 
 ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="The gateway's TOML file.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
@@ -70,17 +92,13 @@ def run(config: ConfigOption) -> None:
     logging.basicConfig(
         level=settings.gateway.log_level.upper(), format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr
     )
+    stopping = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stopping.set())
     with _only_one(settings):
         store = SqliteStore(settings.store_path, keep_releases=settings.gateway.keep_releases)
-        service = Service(settings, store, load_or_create_key(settings.key_path))
-
-        def stop(*_: object) -> None:
-            service.stopping = True
-
-        signal.signal(signal.SIGTERM, stop)
-        signal.signal(signal.SIGINT, stop)
         try:
-            service.run()
+            Service(settings, store, load_or_create_key(settings.key_path)).run(stopping)
         except sqlite3.OperationalError as error:
             raise ConfigError(
                 f"the store {settings.store_path} cannot be written: {error}",
@@ -192,7 +210,7 @@ def export(
 
 
 def _ask(config: Path, name: str, arguments: dict[str, object], as_json: bool) -> None:
-    answer = ask_gateway(_load(config), name, arguments)
+    answer = ask_gateway(_load(config), name, arguments, patience.timeout)
     if answer.status == "failed":
         raise ConfigError(answer.message, answer.hint)
     if as_json:

@@ -14,6 +14,7 @@ from fl_protocol.topics import Kind, build
 from fl_protocol.transport import Connected, Delivery, Disconnected, Incoming
 
 ANSWER_S = 15.0
+AGAIN_S = 2.0  # a gateway that is only just starting has not heard the first one
 
 
 def ask_gateway(config: GatewayConfig, name: str, arguments: Mapping[str, object], timeout: float = ANSWER_S) -> Answer:
@@ -25,11 +26,15 @@ def ask_gateway(config: GatewayConfig, name: str, arguments: Mapping[str, object
     ask = Ask(name=name, arguments=dict(arguments), counter=time.time_ns() // 1000)
     transport = config.broker.transport(f"op-{cid}", session_expiry_s=0)
     host, port = config.broker.address
+    payload = seal(ask, key, config.gateway.fleet, topic)
     until, why = time.monotonic() + timeout, "no answer yet"
     transport.start()
     try:
         while (left := until - time.monotonic()) > 0:
-            for incoming in transport.receive(left):
+            news = transport.receive(min(left, AGAIN_S))
+            if not news and not why:
+                transport.publish(topic, payload)
+            for incoming in news:
                 if isinstance(incoming, Disconnected):
                     why = incoming.reason
                 answer = _read(incoming, topic)
@@ -38,7 +43,7 @@ def ask_gateway(config: GatewayConfig, name: str, arguments: Mapping[str, object
                 if isinstance(incoming, Connected):
                     why = ""
                     transport.subscribe([(topic, 1)])
-                    transport.publish(topic, seal(ask, key, config.gateway.fleet, topic))
+                    transport.publish(topic, payload)
     finally:
         transport.close()
     if why:

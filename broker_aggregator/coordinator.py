@@ -71,6 +71,7 @@ class Coordinator:
     fleet: Fleet = field(default_factory=Fleet)
     tasks: dict[str, Task] = field(default_factory=dict)
     operator_counter: int = 0
+    last_answer: Send | None = None  # to the operator
     chunk_size: int = chunk_size_for("3.1.1", 65536)
     last_versions: dict[str, int] = field(default_factory=dict)  # of deleted tasks
     min_free_bytes: int = MIN_FREE_BYTES
@@ -309,8 +310,8 @@ class Coordinator:
                 if grant is not None:
                     yield self._to(device.id, Kind.GRANT, grant)
                 return
+            self.inbox.close(device.id, chunk.sha256)  # whatever it holds: a lie about its hash is offered anew
             data = reception.data()
-            self.inbox.close(device.id, chunk.sha256)
             yield from self._envelope(device, decode_as(Envelope, data), reception.size, now)
         except ProtocolError as error:
             yield Note("warning", f"{device.id}: {error}")

@@ -49,6 +49,9 @@ GATEWAY_FIELDS = {"task", "revision", "state", "bundle_sha256", "bundle_size", "
 def answer(at: Coordinator, asked: Asked, now: float) -> Iterator[Effect]:
     """Do what was asked and say how it went. A counter seen before is an old command played again: no answer."""
     ask = asked.ask
+    if at.last_answer and at.last_answer.topic.cid == asked.cid:
+        yield at.last_answer  # the operator asks again because nothing was heard
+        return
     if ask.counter <= at.operator_counter:
         yield Note("warning", f"E_DOWNGRADE: the command {ask.name} {asked.cid} is older than one already obeyed")
         return
@@ -63,7 +66,8 @@ def answer(at: Coordinator, asked: Asked, now: float) -> Iterator[Effect]:
     except ConfigError as error:
         reply = Answer(status="failed", message=error.message[:400], hint=error.hint[:400])
     yield Note("info", f"operator: {ask.name}: {reply.status} {reply.message if reply.status == 'failed' else ''}")
-    yield Send(at.topic(Kind.COMMAND, name=ask.name, cid=asked.cid), reply)
+    at.last_answer = Send(at.topic(Kind.COMMAND, name=ask.name, cid=asked.cid), reply)
+    yield at.last_answer
 
 
 def _text(arguments: Mapping[str, object], name: str) -> str:

@@ -8,6 +8,7 @@ replays the store, and the broker delivers again what was not acknowledged.
 import hashlib
 import logging
 import shutil
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -48,6 +49,7 @@ from fl_protocol.transport import Connected, Delivery, Disconnected, Incoming, T
 log = logging.getLogger("aggregator")
 SOFTWARE = "anabranch-gateway/0.1.0"
 TICK_S = 0.25
+COMMAND_MS = 60_000  # commands are counted in microseconds of the operator's clock: older ones have expired
 POISON = 2  # crashes with the same delivery in hand
 DURABLE = get_args(Durable)
 NOBODY = "0" * 16  # the incarnation in an answer to what could not be read
@@ -61,7 +63,7 @@ class _Given:
 
 
 class Service:
-    """One gateway. `transport_of` makes the transport, given the will; tests give their own."""
+    """One gateway on one store. Raises `ConfigError` for broker settings that can never work."""
 
     def __init__(self, config: GatewayConfig, store: SqliteStore, key: SigningKey) -> None:
         self.config, self.store, self.key = config, store, key
@@ -83,7 +85,6 @@ class Service:
         self._evaluations: SimpleQueue[Evaluated | Note] = SimpleQueue()
         self._pool = ThreadPoolExecutor(1, "evaluation")
         self._ticked = 0.0
-        self.stopping = False
         self._let_in(config.devices)
         self.transport: Transport = config.broker.transport(
             f"gateway-{self.fleet}",
@@ -107,13 +108,13 @@ class Service:
 
     # --- the loop ---
 
-    def run(self) -> None:
-        """Serve until `stopping`. Raises whatever made a durable write fail."""
+    def run(self, stopping: threading.Event) -> None:
+        """Serve until `stopping` is set. Raises whatever made a durable write fail."""
         host, port = self.config.broker.address
         log.info("fleet %s, broker %s:%d, fleet key %s", self.fleet, host, port, self.key.public)
         self.transport.start()
         try:
-            while not self.stopping:
+            while not stopping.is_set():
                 self.turn(TICK_S)
             state = GatewayState(state="disconnected", boot=self.boot, bseq=0, software=SOFTWARE, ts=_now_ms())
             self.transport.publish(build(Kind.GATEWAY, self.fleet), encode(state), retain=True)
@@ -210,6 +211,9 @@ class Service:
         ask = unseal(Ask, delivery.payload, self.key.public, self.fleet, delivery.topic)
         if ask.name != topic.name:
             raise ProtocolError(Code.SCHEMA, f"the command {ask.name} came on the topic of {topic.name}")
+        if _now_ms() - ask.counter // 1000 > COMMAND_MS:
+            yield Note("warning", f"operator: {ask.name}: came {COMMAND_MS // 1000} s late, not obeyed")
+            return  # it was asked while no gateway ran, and its operator was told that nobody answered
         sha256 = ask.arguments.get("bundle_sha256")
         if sha256 is None and (task := self.coordinator.tasks.get(str(ask.arguments.get("task")))) is not None:
             sha256 = task.plan.bundle_sha256

@@ -17,7 +17,8 @@ from fl_protocol.topics import Kind
 M = TypeVar("M", bound=m.Message)
 
 MAX_JSON_BYTES = 12 * 1024
-MAX_PACKET_BYTES = 8 << 20  # a message that is larger goes in chunks, whatever the broker would carry
+MAX_PACKET_BYTES = 256 << 10  # a message that is larger goes in chunks, whatever the broker would carry
+MAX_UNPACKED_BYTES = 256 << 20  # an update that came in chunks
 
 MESSAGE_OF: Mapping[Kind, type[m.Message]] = {
     Kind.STATE: m.DeviceState,
@@ -83,14 +84,16 @@ def encode(message: m.Message) -> bytes:
 
 
 def decode_as(cls: type[M], payload: bytes) -> M:
-    """Read one message of a known class. Raises `ProtocolError(E_SIZE | E_SCHEMA | E_VERSION)`."""
+    """Read one message of a known class, however it came. Raises `ProtocolError(E_SIZE | E_SCHEMA | E_VERSION)`."""
     return from_plain(cls, unpack(payload) if cls in BINARY else parse_json(payload))
 
 
 def decode(kind: Kind, payload: bytes) -> m.Message:
-    """Read what a topic of `kind` carries. Raises `ProtocolError(E_SIZE | E_SCHEMA | E_VERSION)`."""
+    """Read one packet of a topic of `kind`. Raises `ProtocolError(E_SIZE | E_SCHEMA | E_VERSION)`."""
     if kind not in MESSAGE_OF:
         raise ProtocolError(Code.SCHEMA, f"{kind} carries no single kind of message")
+    if len(payload) > MAX_PACKET_BYTES:
+        raise ProtocolError(Code.SIZE, f"{len(payload)} bytes in one message; above {MAX_PACKET_BYTES} go in chunks")
     return decode_as(MESSAGE_OF[kind], payload)
 
 
@@ -104,7 +107,7 @@ def parse_json(payload: bytes, limit: int = MAX_JSON_BYTES) -> object:
         raise ProtocolError(Code.SCHEMA, f"not JSON: {error}"[:400]) from None
 
 
-def unpack(payload: bytes, limit: int = MAX_PACKET_BYTES) -> object:
+def unpack(payload: bytes, limit: int = MAX_UNPACKED_BYTES) -> object:
     """Bounded msgpack. Raises `ProtocolError(E_SIZE | E_SCHEMA)`."""
     if len(payload) > limit:
         raise ProtocolError(Code.SIZE, f"{len(payload)} bytes of msgpack; at most {limit} are read")

@@ -47,7 +47,7 @@ class Disconnected:
 
 @dataclass(frozen=True)
 class Undeliverable:
-    """A message was dropped for good, because the broker closes the connection each time it is sent."""
+    """A message was dropped for good, or a subscription refused (`topic` is the filter, `size` 0), and why."""
 
     topic: str
     size: int
@@ -68,8 +68,17 @@ class Will:
 class Transport(Protocol):
     """A connection to a broker that outlives its failures. Methods are called from one thread.
 
-    `will` is given at construction as a callable of `bseq`, and asked anew before every CONNECT.
+    `will` is given at construction as a callable of `bseq`, and asked anew before every CONNECT; MqttTransport does so
+    on its own thread.
     """
+
+    @property
+    def bytes_sent(self) -> int:
+        """Bytes given to the broker since `start`, over all connections."""
+
+    @property
+    def bytes_received(self) -> int:
+        """Bytes that came from the broker since `start`, over all connections."""
 
     def start(self) -> None:
         """Begin connecting; returns at once and never gives up."""
@@ -81,7 +90,12 @@ class Transport(Protocol):
         """PUBACK: the delivery is durable with us. Receipts of an earlier connection are ignored."""
 
     def publish(self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False) -> None:
-        """Hand a message over. Raises `ProtocolError(E_SIZE)` for one that the broker would not carry."""
+        """Hand a message over; at QoS 1 it is sent until acknowledged, at QoS 0 dropped when there is no connection.
+
+        Raises `ProtocolError`: E_SIZE for one that this broker would not carry, E_SCHEMA for a topic with wildcards.
+        What cannot be raised any more (no room in the queue, a next broker with a smaller limit) comes as
+        `Undeliverable`.
+        """
 
     def subscribe(self, filters: Sequence[tuple[str, int]]) -> None:
         """Subscribe to (filter, QoS) pairs."""

@@ -85,7 +85,7 @@ def test_a_task_name_that_is_no_id_is_refused():
 def test_an_old_command_played_again_is_not_obeyed():
     """A counter seen before: no answer, no effect but a note."""
     g = gateway().start()
-    effects = g.handle(Asked(Ask(name="task-delete", arguments={"task": "fan"}, counter=g.counter), "cid", None))
+    effects = g.handle(Asked(Ask(name="task-delete", arguments={"task": "fan"}, counter=g.counter), "other", None))
     assert "fan" in g.coordinator.tasks
     assert not of_kind(effects, SaveCounter)
     assert not sent(effects, Answer)

@@ -1,0 +1,23 @@
+"""`none`: float32 as it is, lossless; 32 bits a parameter."""
+
+from numpy.random import Generator
+
+from fl_protocol.compression.floats import decode_floats, encode_floats, finite
+from fl_protocol.tensors import ModelLayout, Vector
+
+
+class Float32:
+    """What the other codecs are measured against."""
+
+    name = "none"
+
+    def __init__(self, layout: ModelLayout) -> None:
+        self._size = layout.num_parameters
+
+    def compress(self, vector: Vector, _rng: Generator, /) -> bytes:
+        """Shape (P,) -> 4 P bytes. Raises `ValueError` for a vector that is not finite."""
+        return encode_floats(finite(vector, self._size), "<f4")
+
+    def decompress(self, payload: bytes) -> Vector:
+        """The same bits, shape (P,). Raises `ProtocolError(E_SIZE | E_NAN)`."""
+        return decode_floats(payload, "<f4", self._size)
