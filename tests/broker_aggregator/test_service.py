@@ -75,6 +75,15 @@ class Device:
     def __init__(self, port: int) -> None:
         self.peer = Peer(MqttTransport("127.0.0.1", port, FAN, reconnect_min_s=0.05, reconnect_max_s=0.2))
 
+    def until(self, condition: Callable[[], object], what: str = "", seconds: float = 20.0) -> None:
+        """Listen and acknowledge until the condition holds."""
+
+        def met() -> bool:
+            self.peer.acknowledge()
+            return bool(condition())
+
+        self.peer.until(met, what, seconds)
+
     def publish(self, kind: Kind, payload: bytes, device: str = FAN) -> None:
         self.peer.transport.publish(build(kind, FLEET, device=device), payload)
 
@@ -96,7 +105,7 @@ def serve_until(service: Service, fan: Device, condition: Callable[[], object], 
 
     def turned() -> object:
         service.turn(0.01)
-        fan.peer.until(lambda: True)
+        fan.until(lambda: True)
         return condition()
 
     wait_until(turned, 20, what)
@@ -310,15 +319,15 @@ def test_kill_9_of_the_gateway_loses_no_accepted_update(config_file, fan, tmp_pa
         for _ in range(6):
             seq += 1
             fan.update(sound_update(bundle, seq, 0))
-        fan.peer.until(lambda n=seq: n - 3 in verdicts(), "verdicts before the kill", 30)
+        fan.until(lambda n=seq: n - 3 in verdicts(), "verdicts before the kill", 30)
         gateway.send_signal(signal.SIGKILL)
         gateway.wait()
         gateway = run_gateway(config_file)
         for again in range(1, seq + 1):  # as agents do when the gateway is born again
             if again not in heard:
                 fan.update(sound_update(bundle, again, 0))
-        fan.peer.until(lambda n=seq: set(verdicts()) >= set(range(1, n + 1)), "every verdict", 30)
-    fan.peer.until(lambda: decode(Kind.GATEWAY, fan.of(Kind.GATEWAY)[-1]).boot == 4, "the fourth birth", 30)
+        fan.until(lambda n=seq: set(verdicts()) >= set(range(1, n + 1)), f"every verdict of {seq}", 30)
+    fan.until(lambda: decode(Kind.GATEWAY, fan.of(Kind.GATEWAY)[-1]).boot == 4, "the fourth birth", 30)
     gateway.send_signal(signal.SIGTERM)
     assert gateway.wait(10) == 0
     store = StoreReader(tmp_path / "gw" / "store.sqlite")
@@ -338,7 +347,7 @@ def test_the_command_line_from_birth_to_export(config_file, mosquitto, fan, tmp_
     bundle = Bundle.read(BUNDLE_FILE.read_bytes())
     for seq in (1, 2):
         fan.update(sound_update(bundle, seq, 0))
-    fan.peer.until(lambda: len(fan.of(Kind.MANIFEST)) >= 3, "two versions", 30)
+    fan.until(lambda: len(fan.of(Kind.MANIFEST)) >= 3, "two versions", 30)
     for words in (
         ["status"],
         ["devices"],
@@ -397,7 +406,7 @@ def test_an_operators_mistake_is_a_sentence_and_a_hint(config_file, words, chang
 def test_two_gateways_on_one_store_are_refused(config_file, fan):
     """They would count an update twice."""
     gateway = run_gateway(config_file)
-    fan.peer.until(lambda: fan.of(Kind.GATEWAY), "birth", 30)
+    fan.until(lambda: fan.of(Kind.GATEWAY), "birth", 30)
     second = command(config_file, "run")
     assert second.returncode == 2
     assert "another gateway runs" in second.stderr
