@@ -80,8 +80,21 @@ def digest_matches(update: Update) -> None:
         raise Rejected("rejected", Code.SHA, "payload and statistics do not have the SHA-256 that the header names")
 
 
-def sound_norm(update: Update, at: Standing) -> float:
-    """The delta's norm, once payload and statistics decode to the layout's sizes, all finite, and it is not absurd."""
+@dataclass(frozen=True)
+class Measure:
+    """An admitted delta's norm, and the factor in 0..1 by which it is counted: more than the limit is scaled to it."""
+
+    norm: float
+    scale: float = 1.0
+
+
+def measure(update: Update, at: Standing) -> Measure:
+    """Payload and statistics decode to the layout's sizes, all finite; and how large the delta is beside others.
+
+    Too large a delta is clipped to `norm_limit` ordinary ones, not refused: it may come from a device with data that
+    nobody else has, which joins when all others have converged and their norms are small. Clipped, a broken or a
+    hostile one can do no more than those (FedClipping; see algorithms in docs/decisions/0011).
+    """
     try:
         delta = make_compressor(update.codec, at.layout).decompress(update.payload)
         decode_statistics(update.statistics, at.layout)
@@ -91,9 +104,7 @@ def sound_norm(update: Update, at: Standing) -> float:
     if not math.isfinite(norm):
         raise Rejected("rejected", Code.NAN, "the delta has a value that is not finite")
     limit = float(at.plan.norm_limit) * float(np.median(at.recent_norms)) if len(at.recent_norms) >= MIN_NORMS else 0.0
-    if limit and norm > limit:
-        raise Rejected("rejected", Code.NORM, f"the delta's norm {norm:.3g} is above {limit:.3g}")
-    return norm
+    return Measure(norm, limit / norm if 0 < limit < norm else 1.0)
 
 
 HEADER_CHECKS: tuple[Check, ...] = (task_runs, fingerprint_matches, base_is_plausible, fresh_enough)
@@ -105,8 +116,8 @@ def admit_header(header: Header, at: Standing) -> None:
         check(header, at)
 
 
-def admit(update: Update, at: Standing) -> float:
-    """Pass every check and return the delta's norm. Raises `Rejected`."""
+def admit(update: Update, at: Standing) -> Measure:
+    """Pass every check and return the delta's measure. Raises `Rejected`."""
     admit_header(update, at)
     digest_matches(update)
-    return sound_norm(update, at)
+    return measure(update, at)

@@ -247,7 +247,7 @@ class Coordinator:
                 raise Rejected("rejected", Code.TASK, f"there is no task {update.task}")
             if self._free_bytes < self.min_free_bytes:
                 raise Rejected("deferred", Code.DISK, "the gateway's disk is nearly full", DISK_RETRY_S)
-            norm = task.admit(update)
+            measure = task.admit(update)
         except Rejected as refused:
             result = _result(update, refused.verdict, refused.code, refused.why, refused.retry_in_s)
             yield from self._refused(device, task, result, update.base_version, num_bytes)
@@ -256,15 +256,16 @@ class Coordinator:
         accepted = _result(update, "accepted")
         device.ledger(update.incarnation).record(accepted)
         task.count(accepted.verdict, num_bytes)
-        yield RecordUpdate(update, accepted, num_bytes, norm)
+        yield RecordUpdate(update, accepted, num_bytes, measure.norm, measure.scale)
         yield self._to(device.id, Kind.RESULT, accepted)
-        task.accept(Buffered(update, norm, num_bytes), now)
+        task.accept(Buffered(update, measure.norm, measure.scale, num_bytes), now)
 
     def _refused(
         self, device: Device, task: Task | None, result: Result, base_version: int, num_bytes: int
     ) -> Iterator[Effect]:
         if task is not None:
             task.count(result.verdict, num_bytes)
+            task.in_vain += result.final and base_version == task.release.version
         if result.final:
             device.ledger(result.incarnation).record(result)
             yield RecordVerdict(device.id, result, base_version, num_bytes)

@@ -86,12 +86,13 @@ Event = Online | Received | Gone | Asked | Evaluated | Tick
 
 @dataclass(frozen=True)
 class RecordUpdate:
-    """An accepted update: it waits in the buffer from now on. `norm` is its delta's."""
+    """An accepted update: it waits in the buffer from now on, to be counted by `scale`. `norm` is its delta's."""
 
     update: Update
     verdict: Result
     num_bytes: int
     norm: float
+    scale: float
 
 
 @dataclass(frozen=True)

@@ -192,7 +192,10 @@ def task_start(at: Coordinator, arguments: Mapping[str, object], _: Bundle | Non
         raise ConfigError(
             f"task {task.plan.task} has released its {stop.versions} versions", "raise stop.versions with `task change`"
         )
+    ended = task.plan.state in ("finished", "stopped")
     yield from at.publishing(task, task.enter("running", "", now))
+    if ended:  # every device has trained the last version already
+        yield from at.publishing(task, task.renew(now))
 
 
 def task_pause(at: Coordinator, arguments: Mapping[str, object], _: Bundle | None, now: float) -> Iterator[Effect]:

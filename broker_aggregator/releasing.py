@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -20,6 +20,7 @@ class Buffered:
 
     update: Update
     norm: float
+    scale: float  # in 0..1, see `admission.measure`
     num_bytes: int
 
     @property
@@ -52,6 +53,22 @@ def first_release(plan: Plan, layout: ModelLayout, version: int, initial: Vector
     )
 
 
+def same_again(base: Release, plan: Plan, elapsed_s: float) -> Release:
+    """The same vector as the next version: versions never go back, and a device trains each of them at most once."""
+    return replace(
+        base,
+        version=base.version + 1,
+        plan_revision=plan.revision,
+        used=(),
+        staleness=(),
+        share=0.0,
+        num_examples=0,
+        num_bytes=0,
+        step_norm=0.0,
+        elapsed_s=elapsed_s,
+    )
+
+
 def next_release(
     plan: Plan,
     layout: ModelLayout,
@@ -73,10 +90,11 @@ def next_release(
         share = min(1.0, len(used) / plan.buffer) if plan.mode == "asynchronous" else 1.0
 
     def decode(i: int) -> Vector:
-        return make_compressor(used[i].update.codec, layout).decompress(used[i].update.payload)
+        delta = make_compressor(used[i].update.codec, layout).decompress(used[i].update.payload)
+        return delta if used[i].scale == 1 else delta * np.float32(used[i].scale)
 
     meta = [
-        UpdateMeta(b.update.device, tau, b.update.num_examples, b.update.local_steps, b.norm)
+        UpdateMeta(b.update.device, tau, b.update.num_examples, b.update.local_steps, b.norm * b.scale)
         for b, tau in zip(used, staleness, strict=True)
     ]
     rule = make_aggregator(plan)

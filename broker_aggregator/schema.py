@@ -62,6 +62,7 @@ SCHEMA = (
         staleness INTEGER,          -- when it was counted
         why TEXT NOT NULL DEFAULT '',
         norm REAL,
+        scale REAL,                 -- by which it is counted
         update_bytes BLOB,          -- the Update as it was signed; NULL once pruned
         UNIQUE (device, incarnation, seq)
     ) STRICT""",

@@ -157,7 +157,7 @@ class SqliteStore(StoreReader):
         update = effect.update
         self._db.execute(
             "INSERT INTO ledger(device, incarnation, seq, task, base_version, num_bytes, verdict, ts, disposal, norm,"
-            " update_bytes) VALUES (?,?,?,?,?,?,?,?,'buffered',?,?)",
+            " scale, update_bytes) VALUES (?,?,?,?,?,?,?,?,'buffered',?,?,?)",
             (
                 update.device,
                 update.incarnation,
@@ -168,6 +168,7 @@ class SqliteStore(StoreReader):
                 _text(effect.verdict),
                 ts,
                 effect.norm,
+                effect.scale,
                 encode(update),
             ),
         )

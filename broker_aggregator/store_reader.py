@@ -100,6 +100,8 @@ class StoreReader:
         task = Task(plan, layout, row["metric"], release, row["first_version"], row["evaluation"])
         task.elapsed_s = max(row["elapsed_s"], release.elapsed_s)
         task.why, task.since, task.opened_at = row["why"], now, now
+        in_vain = self._updates(name, "disposal IS NULL AND base_version = ?", release.version)
+        task.in_vain = len(in_vain)
         task.buffer = [self._buffered(r) for r in self._updates(name, "disposal = 'buffered'")]
         for measured in self.query("SELECT value, loss FROM release WHERE task = ? AND value NOT NULL", name):
             task.measured.take(measured["value"], measured["loss"])
@@ -110,7 +112,9 @@ class StoreReader:
         ):
             task.verdicts[counted["verdict"]] = counted["n"]
             task.bytes_up += counted["bytes"]
-        norms = self.query("SELECT norm FROM ledger WHERE task = ? AND norm NOT NULL ORDER BY id DESC LIMIT 50", name)
+        norms = self.query(
+            "SELECT norm * scale AS norm FROM ledger WHERE task = ? AND norm NOT NULL ORDER BY id DESC LIMIT 50", name
+        )
         task.norms.extend(r["norm"] for r in reversed(norms))
         return task
 
@@ -182,4 +186,4 @@ class StoreReader:
 
     @staticmethod
     def _buffered(row: sqlite3.Row) -> Buffered:
-        return Buffered(decode_as(Update, row["update_bytes"]), row["norm"], row["num_bytes"])
+        return Buffered(decode_as(Update, row["update_bytes"]), row["norm"], row["scale"], row["num_bytes"])

@@ -5,7 +5,7 @@ from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
-from broker_aggregator.admission import Standing, admit, admit_header
+from broker_aggregator.admission import Measure, Standing, admit, admit_header
 from broker_aggregator.events import (
     CommitRelease,
     Effect,
@@ -16,7 +16,7 @@ from broker_aggregator.events import (
     SaveEvaluation,
     SaveTask,
 )
-from broker_aggregator.releasing import Buffered, first_release, next_release
+from broker_aggregator.releasing import Buffered, first_release, next_release, same_again
 from fl_protocol.bundle import Bundle
 from fl_protocol.messages import Offer, Plan, ReleaseMetrics, TaskState, TaskStatus, Update
 from fl_protocol.tensors import ModelLayout
@@ -59,6 +59,7 @@ class Task:
     since: float = 0.0
     why: str = ""
     buffer: list[Buffered] = field(default_factory=list)
+    in_vain: int = 0  # updates of this version that were refused: their devices will not train it again
     opened_at: float = 0.0  # when the first of the buffer came; in synchronous mode, when the version was released
     measured: Measured = field(default_factory=Measured)
     norms: deque[float] = field(default_factory=lambda: deque(maxlen=KEPT_NORMS))
@@ -123,8 +124,8 @@ class Task:
 
     # --- updates come ---
 
-    def admit(self, update: Update) -> float:
-        """The norm of an update that passes every check. Raises `Rejected`."""
+    def admit(self, update: Update) -> Measure:
+        """The measure of an update that passes every check. Raises `Rejected`."""
         return admit(update, self._standing())
 
     def _standing(self) -> Standing:
@@ -144,7 +145,7 @@ class Task:
         if not self.buffer and self.plan.mode == "asynchronous":
             self.opened_at = now
         self.buffer.append(buffered)
-        self.norms.append(buffered.norm)
+        self.norms.append(buffered.norm * buffered.scale)
         value = buffered.update.metrics.get("value", math.nan)
         weight = buffered.update.metrics.get("validation_examples", 1.0)
         if math.isfinite(value) and 1 <= weight <= MAX_REPORT_EXAMPLES:
@@ -172,6 +173,9 @@ class Task:
                 if self.plan.stop.versions and self.released >= self.plan.stop.versions:
                     yield from self.end("finished", f"released {self.released} versions", now)
                 continue
+            if late and not self.buffer and self.in_vain:
+                yield from self.renew(now)
+                continue
             if late and self.plan.mode == "synchronous":
                 self.opened_at = now  # what came is kept; the same version is open to everybody for another deadline
                 self.why = f"{len(used)} of quorum {enough} updates at the deadline; waiting on"
@@ -183,21 +187,26 @@ class Task:
 
     def flush(self, used: Sequence[Buffered], now: float) -> Iterator[Effect]:
         """Make the next version of `used`."""
-        self.release = next_release(self.plan, self.layout, self.release, used, self.running_s(now))
         counted = {b.name for b in used}
         self.buffer = [b for b in self.buffer if b.name not in counted]
+        yield from self._commit(next_release(self.plan, self.layout, self.release, used, self.running_s(now)), now)
+
+    def renew(self, now: float) -> Iterator[Effect]:
+        """The same parameters as a new version, for devices that have trained this one already and to no avail."""
+        yield from self._commit(same_again(self.release, self.plan, self.running_s(now)), now)
+
+    def _commit(self, release: Release, now: float) -> Iterator[Effect]:
+        self.release, self.in_vain = release, 0
         self.opened_at, self.why = now, ""
-        yield CommitRelease(self.release)
+        yield CommitRelease(release)
         yield from self._measure(now)
 
     def restart_from(self, bundle: Bundle, now: float) -> Iterator[Effect]:
         """Another model: its initial parameters become the next version, since version numbers never go back."""
         self.layout, self.metric = bundle.layout, bundle.metric
-        self.release = first_release(self.plan, bundle.layout, self.release.version + 1, bundle.initial)
         self.measured, self.reports = Measured(), {}
         self.norms.clear()
-        yield CommitRelease(self.release)
-        yield from self._measure(now)
+        yield from self._commit(first_release(self.plan, bundle.layout, self.release.version + 1, bundle.initial), now)
 
     def _measure(self, now: float) -> Iterator[Effect]:
         """Ask for the held-out set's word on the new version; without one, the devices' own reports have to do."""

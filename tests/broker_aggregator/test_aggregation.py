@@ -107,7 +107,7 @@ PLAN = Plan(
 
 def buffered(device: str, delta: list[float], statistics: list[float], base: int = 0) -> Buffered:
     update = make_update(device, 1, base, delta, statistics=encode_statistics(np.array(statistics, np.float32)))
-    return Buffered(update, float(np.linalg.norm(delta)), 100)
+    return Buffered(update, float(np.linalg.norm(delta)), 1.0, 100)
 
 
 def test_a_release_by_hand():

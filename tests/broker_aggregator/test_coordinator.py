@@ -102,13 +102,32 @@ def test_an_update_too_old_is_stale():
     assert (late.verdict, late.code) == ("stale", "E_STALE")
 
 
-def test_a_delta_of_absurd_norm_is_refused_once_norms_are_known():
-    """Five ordinary norms are the limit; the first ten updates make out what is ordinary."""
+def test_a_delta_of_absurd_norm_counts_as_much_as_five_ordinary_ones():
+    """Clipped, not refused: it may be a late joiner's. The first ten make out what is ordinary."""
     g = gateway(buffer=100)
     for seq in range(10):
-        assert g.verdict(make_update("fan-0", seq, 0, D)).verdict == "accepted"
-    assert g.verdict(make_update("fan-1", 1, 0, [4 * d for d in D])).verdict == "accepted"
-    assert g.verdict(make_update("fan-1", 2, 0, [6 * d for d in D])).code == "E_NORM"
+        g.send(make_update("fan-0", seq, 0, D))
+    g.send(make_update("fan-1", 1, 0, [4 * d for d in D]))
+    g.send(make_update("fan-2", 1, 0, [1e30 * d for d in D]))
+    assert [b.scale for b in g.task.buffer[:11]] == [1.0] * 11
+    clipped = g.task.buffer[11]
+    assert clipped.norm * clipped.scale == pytest.approx(5 * np.linalg.norm(D), rel=1e-5)
+    g.now = 60
+    g.handle(Tick())
+    expected = np.array([1, 2, 3]) + np.array(D) * (1 + 4 + 5) / 3 * 3 / 100
+    np.testing.assert_allclose(g.task.release.vector[:3], expected, rtol=1e-5)
+
+
+def test_a_version_that_only_brought_refusals_is_published_again():
+    """A device trains each version once: without this, a fleet whose updates were all refused would stand for ever."""
+    g = gateway(deadline_s=10)
+    assert g.verdict(make_update("fan-0", 1, 0, D, payload=b"")).verdict == "rejected"
+    before = g.task.release
+    g.now = 10
+    (commit,) = of_kind(g.handle(Tick()), CommitRelease)
+    assert (commit.release.version, commit.release.sha256, commit.release.used) == (1, before.sha256, ())
+    g.now = 100
+    assert not of_kind(g.handle(Tick()), CommitRelease)
 
 
 def test_nobody_vouches_for_a_wrong_signature():

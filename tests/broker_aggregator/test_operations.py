@@ -139,6 +139,19 @@ def test_versions_of_a_name_used_again_go_on():
     assert (g.task.release.version, g.task.plan.state) == (3, "finished")
 
 
+def test_a_task_that_ended_goes_on_from_a_new_version():
+    """Every device has trained the last one already; the same parameters are published under the next number."""
+    g = gateway().start(buffer=1, stop={"versions": 1})
+    g.send(make_update("fan-0", 1, 0, D))
+    last = g.task.release
+    assert g.ask("task-start", task="fan").status == "failed"
+    g.ask("task-change", tiny_bundle(), task="fan", plan={"stop": {"versions": 3}})
+    assert g.ask("task-start", task="fan").status == "successful"
+    assert (g.task.release.version, g.task.release.sha256) == (2, last.sha256)
+    g.send(make_update("fan-0", 2, 2, D))
+    assert (g.task.release.version, g.task.plan.state) == (3, "finished")
+
+
 def test_a_device_let_in_is_told_its_tasks_and_a_revoked_one_none():
     """`desired` is published for the one, cleared for the other."""
     g = gateway().start()
