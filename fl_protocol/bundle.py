@@ -91,9 +91,7 @@ class Bundle:
         if not all(math.isfinite(value) for value in manifest.hyper.values()):
             raise ProtocolError(Code.NAN, "a hyperparameter's default is not finite")
         if len(files[INITIAL]) != 4 * layout.size:
-            raise ProtocolError(
-                Code.SIZE, f"{INITIAL} holds {len(files[INITIAL])} bytes, not 4 x {layout.size}"
-            )
+            raise ProtocolError(Code.SIZE, f"{INITIAL} holds {len(files[INITIAL])} bytes, not 4 x {layout.size}")
         initial = np.frombuffer(files[INITIAL], "<f4").astype(np.float32, copy=False)
         if not np.isfinite(initial).all():
             raise ProtocolError(Code.NAN, "the initial version is not finite")
@@ -128,9 +126,7 @@ def pack_bundle(manifest: Mapping[str, object], files: Mapping[str, bytes]) -> b
     content.
     """
     listed = {n: {"sha256": hashlib.sha256(b).hexdigest(), "size": len(b)} for n, b in files.items()}
-    text = json.dumps(
-        {**manifest, "v": 1, "files": listed}, sort_keys=True, separators=(",", ":"), allow_nan=False
-    )
+    text = json.dumps({**manifest, "v": 1, "files": listed}, sort_keys=True, separators=(",", ":"), allow_nan=False)
     content = {"files": {name: files[name] for name in sorted(files)}, "manifest": text.encode()}
     packed: bytes = msgpack.packb(content, use_bin_type=True)
     return MAGIC + packed
@@ -195,9 +191,7 @@ def _unpack(data: bytes) -> tuple[_Manifest, dict[str, bytes]]:
     except (msgspec.DecodeError, RecursionError) as error:
         raise ProtocolError(Code.SCHEMA, f"the bundle's manifest is wrong: {error}") from error
     if set(manifest.graphs) != set(get_args(GraphName)):
-        raise ProtocolError(
-            Code.SCHEMA, f"a bundle has the graphs {', '.join(get_args(GraphName))}, no other"
-        )
+        raise ProtocolError(Code.SCHEMA, f"a bundle has the graphs {', '.join(get_args(GraphName))}, no other")
     if set(files) != set(manifest.files) or set(files) != {*manifest.graphs.values(), INITIAL}:
         raise ProtocolError(Code.SCHEMA, "the bundle's files are not those that its manifest lists")
     for name, listed in manifest.files.items():
@@ -247,15 +241,11 @@ def _scalar(name: str) -> TensorSpec:
     return TensorSpec(name, "float32", ())
 
 
-def _expect(
-    graph: str, actual: Sequence[TensorSpec], expected: Sequence[TensorSpec], *, ordered: bool
-) -> None:
+def _expect(graph: str, actual: Sequence[TensorSpec], expected: Sequence[TensorSpec], *, ordered: bool) -> None:
     if not ordered:  # inputs are fed by name, outputs are read by position
         actual, expected = sorted(actual, key=str), sorted(expected, key=str)
     if len(actual) != len(expected):
-        raise ProtocolError(
-            Code.SCHEMA, f"the graph {graph} has {len(actual)} values where {len(expected)} belong"
-        )
+        raise ProtocolError(Code.SCHEMA, f"the graph {graph} has {len(actual)} values where {len(expected)} belong")
     for a, e in zip(actual, expected, strict=True):
         if a != e:
             raise ProtocolError(Code.SCHEMA, f"the graph {graph} has {_text(a)} where {_text(e)} belongs")

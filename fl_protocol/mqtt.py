@@ -16,9 +16,8 @@ import select
 import socket
 import ssl
 from collections.abc import Iterator
-from dataclasses import dataclass
 from time import monotonic
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from paho.mqtt.client import Client, ConnectFlags, DisconnectFlags, MQTTMessage
@@ -27,44 +26,23 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
-from fl_protocol.errors import ConfigError
 from fl_protocol.queues import MAX_PACKET, Outgoing, Receipt
-from fl_protocol.reconnect import NOT_US, Backoff, Reconnecting, Shared, Version
+from fl_protocol.reconnect import MAX_PACKET_311, NOT_US, Backoff, Options, Reconnecting, Shared, Version, Wanted
 from fl_protocol.transport import Connected, Delivery, Limits, Undeliverable, WillOf
 
 log = logging.getLogger(__name__)
 
 CONNECT_S = 10.0  # for one address to answer, and again for one step of the TLS handshake
-CONNACK_S = 20.0  # for a broker to answer CONNECT
 TICK_S = 1.0  # how often an idle connection looks at its keep-alive
 READ_AHEAD = 16 << 10  # bytes; a TLS record's size
 READ_BURST = 200  # packets read before writes have their turn
-MAX_PACKET_311 = 128 << 10  # AWS IoT Core's; MQTT 3.1.1 has no way to tell us
-
-
-@dataclass(frozen=True)
-class _Options:
-    """What a CONNECT is made of."""
-
-    host: str
-    port: int
-    client_id: str
-    will: WillOf | None
-    username: str | None
-    password: str | None
-    tls: ssl.SSLContext | None
-    session_expiry_s: int
-    keepalive_s: int
-    receive_maximum: int
-    max_packet: int | None
-    max_incoming: int
 
 
 class MqttTransport(Reconnecting):
     """A `Transport` to a real broker at `host:port`; the session is kept under `client_id`.
 
     `will(bseq)` is called on the network thread. `version` "auto" means MQTT 5 where the broker has it, else 3.1.1.
-    `receive_maximum` is how many QoS 1 deliveries may be unacknowledged (3.1.1, where no broker can be told: unread),
+    `receive_maximum` is how many QoS 1 deliveries may be unacknowledged (3.1.1 cannot say so: half of what is unread),
     `max_packet` the bytes of a packet that the broker takes (3.1.1: 128 KiB unless given; MQTT 5 brokers say it, and
     the smaller holds), `max_incoming` the most that we take, `hang_s` the silence after which the network thread is
     replaced. Raises `ConfigError` for settings that can never work.
@@ -80,7 +58,7 @@ class MqttTransport(Reconnecting):
         username: str | None = None,
         password: str | None = None,
         tls: ssl.SSLContext | None = None,
-        version: Literal["auto"] | Version = "auto",
+        version: Wanted = "auto",
         session_expiry_s: int = 86400,
         keepalive_s: int = 30,
         receive_maximum: int = 64,
@@ -91,20 +69,11 @@ class MqttTransport(Reconnecting):
         hang_s: float = 120.0,
         rng: np.random.Generator | None = None,
     ) -> None:
-        if not host or not 0 < port < 65536:
-            raise ConfigError(
-                f"{host!r}:{port} is no address of a broker", "a host name or address, a port of 1..65535"
-            )
-        if not client_id:
-            raise ConfigError("a kept session needs a client id", "give each program its own")
-        if version not in ("auto", "5", "3.1.1"):
-            raise ConfigError(f"there is no MQTT version {version!r}", 'use "auto", "5" or "3.1.1"')
-        if version == "3.1.1" and max_packet is None:
-            max_packet = MAX_PACKET_311
-        options = _Options(
+        options = Options(
             host,
             port,
             client_id,
+            version,
             will,
             username,
             password,
@@ -116,8 +85,8 @@ class MqttTransport(Reconnecting):
             max_incoming,
         )
         super().__init__(
-            lambda shared, version, bseq: _Connection(options, shared, version, bseq),
-            Shared(Outgoing(max_packet=max_packet or MAX_PACKET), hang_s),
+            lambda *arguments: _Connection(options, *arguments),
+            Shared(Outgoing(max_packet=options.ceiling), hang_s),
             version,
             Backoff(reconnect_min_s, max(reconnect_min_s, reconnect_max_s), rng or np.random.default_rng()),
         )
@@ -161,8 +130,9 @@ class _Client(Client):
 class _Connection:
     """From one CONNECT to the end of its socket, on the network thread; the caller's may `wake` and `abandon` it."""
 
-    def __init__(self, options: _Options, shared: Shared, version: Version, bseq: int) -> None:
+    def __init__(self, options: Options, shared: Shared, version: Version, bseq: int, connack_s: float) -> None:
         self.options, self.shared, self.version, self.bseq = options, shared, version, bseq
+        self._connack_s = connack_s
         self.reached = False  # a socket was opened
         self.established_at: float | None = None  # CONNACK: accepted
         self.refusal = ""  # CONNACK: the broker's word
@@ -226,7 +196,7 @@ class _Connection:
             self._connect()
             self._carry()
         except OSError as error:
-            self.reason = _explain(error, self.options)
+            self.reason = self.options.explain(error)
         except Exception as error:
             log.exception("connection %d of %s", self.bseq, self.options.client_id)
             self.reason = f"internal error: {type(error).__name__}: {error}"
@@ -248,19 +218,18 @@ class _Connection:
             self._client.connect(o.host, o.port, o.keepalive_s)
 
     def _carry(self) -> None:
-        give_up = monotonic() + CONNACK_S
+        give_up = monotonic() + self._connack_s
         while (sock := self._client.socket()) is not None:
             self.shared.alive()
             if self.established_at is None and monotonic() > give_up:
-                raise TimeoutError
+                raise ConnectionError(f"CONNECT was not answered in {self._connack_s:g} s")
             self._send()
-            # Too much unread (3.1.1 cannot tell a broker our receive maximum): leave the rest to TCP's window.
-            reading = self.shared.unread.durable <= self.options.receive_maximum
-            poll = select.poll()
-            poll.register(self._wakened, select.POLLIN)
+            reading = self._has_room()
             if self._client.socket() is None:
                 return
             writing = self._client.want_write()
+            poll = select.poll()
+            poll.register(self._wakened, select.POLLIN)
             poll.register(sock.fileno(), select.POLLIN * reading | select.POLLOUT * writing)
             more = reading and not self._client.blocked  # the last burst left something, perhaps out of poll's sight
             ready = dict(poll.poll(0 if more else TICK_S * 1000))
@@ -276,12 +245,15 @@ class _Connection:
         self._reading, self._client.blocked = True, False
         for _ in range(READ_BURST):
             self._client.loop_read()
-            stop = self._client.blocked or self._client.socket() is None
-            if stop or self.shared.unread.durable > self.options.receive_maximum:
+            if self._client.blocked or self._client.socket() is None or not self._has_room():
                 break
         self._reading = False
         with self.shared.change():
             pass  # news, once for all of the burst
+
+    def _has_room(self) -> bool:
+        """Else the rest is left to TCP: 3.1.1 has no receive maximum, and mosquitto 2.0.11 sends up to twice of it."""
+        return self.shared.unread.durable <= 2 * self.options.receive_maximum
 
     def _send(self) -> None:
         with self._sharing() as shared:
@@ -321,6 +293,8 @@ class _Connection:
     # paho's callbacks, all of them inside `_connect`, `_send` and `_read`.
 
     def _opened(self, sock: Any) -> None:
+        if self._abandoned:  # a CONNECT would take the session from the connection that is in use
+            raise ConnectionAbortedError("abandoned")
         self.reached = True
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # else a PUBACK waits for TCP's delayed ACK
 
@@ -338,12 +312,8 @@ class _Connection:
     def _limits(self, said: Properties | None) -> Limits:
         if self.version != "5":
             return Limits(self.version, self.options.max_packet or MAX_PACKET_311)
-        max_packet = getattr(said, "MaximumPacketSize", MAX_PACKET)
-        return Limits(
-            self.version,
-            min(max_packet, self.options.max_packet or MAX_PACKET),
-            getattr(said, "ReceiveMaximum", 65535),
-        )
+        largest = min(getattr(said, "MaximumPacketSize", MAX_PACKET), self.options.ceiling)
+        return Limits(self.version, largest, getattr(said, "ReceiveMaximum", 65535))
 
     def _delivered(self, message: MQTTMessage) -> None:
         receipt = Receipt(self.bseq, message.mid) if message.qos else None
@@ -382,19 +352,7 @@ class _Connection:
         elif str(word) == "Keep alive timeout":
             self.reason = f"the broker was silent for {self.options.keepalive_s} s and did not answer a ping"
         elif self._client.error:
-            self.reason = _explain(self._client.error, self.options)
+            self.reason = self.options.explain(self._client.error)
         else:
             when = "" if self.established_at else " before it answered CONNECT"
             self.reason = f"the broker closed the connection{when}"
-
-
-def _explain(error: OSError, options: _Options) -> str:
-    where = f"{options.host}:{options.port}"
-    match error:
-        case socket.gaierror():
-            return f"cannot find {options.host}: {error.strerror}"
-        case ssl.SSLError():
-            return f"TLS with {where} failed: {error.reason or error}"
-        case TimeoutError():
-            return f"no answer from {where}"
-    return f"no connection to {where}: {error.strerror or error}"

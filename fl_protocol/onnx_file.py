@@ -64,9 +64,7 @@ class OnnxFile:
         nodes = graph.get("nodes", [])
         for node in nodes:
             if node.get("domain", "") not in STANDARD_DOMAINS:
-                raise _refused(
-                    f"the operator {node['domain']}.{node.get('op_type', '?')}, which is not ai.onnx"
-                )
+                raise _refused(f"the operator {node['domain']}.{node.get('op_type', '?')}, which is not ai.onnx")
             for attribute in node.get("attributes", []):
                 if "tensor" in attribute:
                     _initializer(attribute["tensor"])
@@ -95,8 +93,7 @@ def fill_initializers(graph: bytes, tensors: Mapping[str, NDArray[Any]]) -> byte
         if (place.dtype, place.shape) != (tensor.dtype.name, tensor.shape):
             raise ProtocolError(
                 Code.SCHEMA,
-                f"initializer {name} is {place.dtype}{list(place.shape)}, "
-                f"not {tensor.dtype}{list(tensor.shape)}",
+                f"initializer {name} is {place.dtype}{list(place.shape)}, not {tensor.dtype}{list(tensor.shape)}",
             )
         # The length is unchanged, so the new bytes simply go where the old ones were.
         place.raw[:] = tensor.astype(tensor.dtype.newbyteorder("<")).tobytes()
@@ -121,18 +118,12 @@ def _initializer(tensor: Mapping[str, Any]) -> Initializer:
     size = _bounded(shape) * np.dtype(dtype).itemsize
     raw = tensor.get("raw_data", memoryview(b""))
     if len(raw) != size:
-        raise _refused(
-            f"the tensor {name!r:.80}, shape {shape}, with {len(raw)} raw bytes in place of {size}"
-        )
+        raise _refused(f"the tensor {name!r:.80}, shape {shape}, with {len(raw)} raw bytes in place of {size}")
     return Initializer(dtype, shape, raw)
 
 
 def _bounded(shape: tuple[int, ...]) -> int:
-    if (
-        len(shape) > MAX_RANK
-        or any(not 0 <= d <= MAX_ELEMENTS for d in shape)
-        or math.prod(shape) > MAX_ELEMENTS
-    ):
+    if len(shape) > MAX_RANK or any(not 0 <= d <= MAX_ELEMENTS for d in shape) or math.prod(shape) > MAX_ELEMENTS:
         raise _refused(f"the shape {shape!r:.200}")
     return math.prod(shape)
 

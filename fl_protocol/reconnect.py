@@ -4,6 +4,8 @@ The network thread runs connections. The caller's thread talks to queues, and ea
 the network thread: one that died or hangs is left to itself, and a new one starts.
 """
 
+import socket
+import ssl
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -14,16 +16,66 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-from fl_protocol.queues import Outgoing, Packet, Receipt, Subscriptions, Unread
-from fl_protocol.transport import Disconnected, Incoming
+from fl_protocol.errors import ConfigError
+from fl_protocol.queues import MAX_PACKET, Outgoing, Packet, Receipt, Subscriptions, Unread
+from fl_protocol.transport import Disconnected, Incoming, WillOf
 
+CONNACK_S = 20.0  # for a broker to answer CONNECT
+PROBE_S = 5.0  # the same for MQTT 5 while nobody knows whether it has it: amqtt waits for more bytes, and says nothing
 FLUSH_S = 4.0  # what `close` waits for PUBACKs
 HEALTHY_S = 30.0  # a connection that lasted so long starts the back-off anew
 GLANCE_S = 1.0  # how often a waiting caller looks after the network thread
 UNSUPPORTED = "Unsupported protocol version"  # in CONNACK
 NOT_US = {"Bad user name or password", "Not authorized", "Banned", "Client identifier not valid"}  # in CONNACK
 
+MAX_PACKET_311 = 128 << 10  # AWS IoT Core's; MQTT 3.1.1 has no way to tell us
+
 Version = Literal["5", "3.1.1"]
+Wanted = Literal["auto", "5", "3.1.1"]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a CONNECT is made of. Raises `ConfigError` for what can never work."""
+
+    host: str
+    port: int
+    client_id: str
+    version: Wanted
+    will: WillOf | None
+    username: str | None
+    password: str | None
+    tls: ssl.SSLContext | None
+    session_expiry_s: int
+    keepalive_s: int
+    receive_maximum: int
+    max_packet: int | None
+    max_incoming: int
+
+    def __post_init__(self) -> None:
+        if not self.host or not 0 < self.port < 65536:
+            raise ConfigError(f"{self.host!r}:{self.port} is no broker's address", "a host, and a port of 1..65535")
+        if not self.client_id:
+            raise ConfigError("a kept session needs a client id", "give each program its own")
+        if self.version not in ("auto", "5", "3.1.1"):
+            raise ConfigError(f"there is no MQTT version {self.version!r}", 'use "auto", "5" or "3.1.1"')
+
+    @property
+    def ceiling(self) -> int:
+        """Bytes of the largest packet that any connection of ours may carry."""
+        return self.max_packet or (MAX_PACKET_311 if self.version == "3.1.1" else MAX_PACKET)
+
+    def explain(self, error: OSError) -> str:
+        """What went wrong on the way to the broker, for people."""
+        where = f"{self.host}:{self.port}"
+        match error:
+            case socket.gaierror():
+                return f"cannot find {self.host}: {error.strerror}"
+            case ssl.SSLError():
+                return f"TLS with {where} failed: {error.reason or error}"
+            case TimeoutError():
+                return f"no answer from {where}"
+        return f"no connection to {where}: {error.strerror or error}"
 
 
 @dataclass
@@ -95,22 +147,23 @@ class Backoff:
 
 
 class Reconnecting:
-    """A `Transport` over whatever `connect(shared, version, bseq)` makes.
+    """A `Transport` over whatever `connect(shared, version, bseq, connack_s)` makes.
 
     With version "auto" it begins with MQTT 5, and changes to the other version after each CONNECT that was refused for
-    its version or not answered at all; what works is kept.
+    its version. Until one was accepted, no answer at all counts as a refusal too.
     """
 
     def __init__(
         self,
-        connect: Callable[[Shared, Version, int], Connection],
+        connect: Callable[[Shared, Version, int, float], Connection],
         shared: Shared,
-        version: Literal["auto"] | Version,
+        version: Wanted,
         backoff: Backoff,
     ) -> None:
         self._connect, self._shared, self._backoff = connect, shared, backoff
         self._negotiates = version == "auto"
         self._version: Version = "5" if version == "auto" else version
+        self._accepted = version != "auto"
         self._bseq = 0
         self._connection: Connection | None = None
         self._thread: threading.Thread | None = None
@@ -227,7 +280,8 @@ class Reconnecting:
                 if self._thread is not me or self._closing.is_set():
                     return
                 self._bseq += 1
-                connection = self._connection = self._connect(self._shared, self._version, self._bseq)
+                connack_s = PROBE_S if self._version == "5" and not self._accepted else CONNACK_S
+                connection = self._connection = self._connect(self._shared, self._version, self._bseq, connack_s)
                 self._shared.alive()
             connection.run()
             with self._shared.lock:
@@ -246,7 +300,8 @@ class Reconnecting:
         return self._backoff.next()
 
     def _renegotiated(self, connection: Connection) -> str:
-        unanswered = connection.reached and not connection.established_at and not connection.refusal
+        self._accepted |= connection.established_at is not None
+        unanswered = connection.reached and not self._accepted and not connection.refusal
         if not self._negotiates or not (unanswered or connection.refusal == UNSUPPORTED):
             return ""
         self._version = "3.1.1" if self._version == "5" else "5"

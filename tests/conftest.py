@@ -4,10 +4,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 pytest.register_assert_rewrite("tests.support.peer", "tests.support.waiting")
 
 from tests.support.mosquitto import Mosquitto  # noqa: E402 - asserts are rewritten at import
+
+settings.register_profile("anabranch", deadline=None)  # a busy machine is no bug
+settings.load_profile("anabranch")
 
 
 @pytest.fixture

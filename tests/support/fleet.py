@@ -101,7 +101,9 @@ class Gateway:
         self.counter += 1
         if bundle:
             arguments.setdefault("bundle_size", 1000)
-        effects = self.handle(Asked(Ask(name=name, arguments=arguments, counter=self.counter), f"c{self.counter}", bundle))
+        effects = self.handle(
+            Asked(Ask(name=name, arguments=arguments, counter=self.counter), f"c{self.counter}", bundle)
+        )
         return next(e.message for e in effects if isinstance(e, Send) and isinstance(e.message, Answer))
 
     def start(self, **plan: object) -> "Gateway":

@@ -69,7 +69,7 @@ class Forwarder:
             self._writers.add(back)
             await asyncio.gather(self._pass(reader, back, "up"), self._pass(there, writer, "down"))
             self._writers.discard(back)
-        except OSError:
+        except (OSError, asyncio.CancelledError):  # cancelled by `close`; asyncio would print what escapes from here
             writer.transport.abort()
         finally:
             self._writers.discard(writer)

@@ -46,7 +46,9 @@ class Peer:
             self.events += self.transport.receive(0.02)
             return condition()
 
-        wait_until(met, seconds, f"{what or 'the condition'} (so far: {[repr(event)[:160] for event in self.events[-5:]]})")
+        wait_until(
+            met, seconds, f"{what or 'the condition'} (so far: {[repr(event)[:160] for event in self.events[-5:]]})"
+        )
 
     def connected(self, times: int = 1) -> Connected:
         """Wait for the n-th connection."""

@@ -1,0 +1,65 @@
+"""`anabranch`: the command that a person types."""
+
+import sys
+import time
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fl_protocol.errors import ConfigError, ProtocolError
+
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
+
+
+@app.callback()
+def anabranch() -> None:
+    """Federated learning for fleets of edge devices, over MQTT."""
+
+
+@app.command()
+def demo(
+    seed: Annotated[int, typer.Option(min=0, help="Draws who is slow, killed, late or leaves, and all training.")] = 0,
+    devices: Annotated[int, typer.Option(help="How many of the 17 fans; fewer are a spread of speeds.")] = 17,
+    minutes: Annotated[int, typer.Option(min=1, help="The training ends after these at the latest.")] = 2,
+    versions: Annotated[int | None, typer.Option(min=5, help="The training ends after so many versions.")] = None,
+    keep: Annotated[bool, typer.Option("--keep", help="Keep the run's folder: stores, keys, logs, examples.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Read the comparisons from a file; train none live.")] = False,
+    kill_gateway: Annotated[bool, typer.Option("--kill-gateway", help="`kill -9` the gateway too, and go on.")] = False,
+    output: Annotated[Path | None, typer.Option(help="The run's folder; runs/demo-TIME unless told.")] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the summary as JSON; progress goes to stderr.")
+    ] = False,
+) -> None:
+    """Run a whole fleet on this machine: a broker, a gateway, 17 agents; and see what comes of it."""
+    for package in ("matplotlib", "onnxruntime"):
+        if find_spec(package) is None:
+            raise ConfigError(f"{package} is not installed", 'the demo wants `pip install "anabranch[demo]"`')
+    from anabranch.demo.command import demo_command
+    from anabranch.demo.folder import VERSIONS
+    from anabranch.demo.run import Options
+
+    options = Options(
+        seed=seed,
+        devices=devices,
+        minutes=minutes,
+        versions=versions or VERSIONS,
+        quick=quick,
+        kill_gateway=kill_gateway,
+        output=output or Path("runs") / time.strftime("demo-%Y%m%d-%H%M%S"),
+    )
+    raise typer.Exit(demo_command(options, keep=keep, as_json=as_json))
+
+
+def main() -> None:
+    """The command, with errors as one sentence and a hint."""
+    try:
+        app()
+    except (ConfigError, ProtocolError) as error:
+        typer.echo(f"anabranch: {error}", err=True)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

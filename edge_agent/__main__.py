@@ -1,0 +1,262 @@
+"""`edge-agent`: run the device, or look at what it has. argparse and no more: a device's disk is small."""
+
+import argparse
+import errno
+import fcntl
+import json
+import logging
+import os
+import shutil
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from edge_agent.agent import Agent, AgentSettings
+from edge_agent.config import AgentConfig, load_config
+from edge_agent.health import read_sensors
+from edge_agent.identity import Identity, describe, load_key, software_version
+from edge_agent.logs import log_to_stderr
+from edge_agent.objects import Objects
+from edge_agent.outbox import Outbox
+from edge_agent.service import Service
+from edge_agent.sources import InputSpec
+from edge_agent.sources.folder import FolderSource
+from edge_agent.trainer import OnnxTrainer
+from fl_protocol.bundle import Bundle
+from fl_protocol.errors import ConfigError, ProtocolError
+from fl_protocol.mqtt import MqttTransport
+from fl_protocol.transport import Connected, Disconnected, WillOf
+
+CHECK_S = 10.0  # what `check` gives the broker to answer
+log = logging.getLogger("edge_agent")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; 0 when it did what it says, 2 when the operator has something to mend."""
+    options = _parser().parse_args(arguments)
+    command: Callable[[AgentConfig, argparse.Namespace], int] = options.command
+    try:
+        return command(load_config(options.config, os.environ), options)
+    except (ConfigError, ProtocolError) as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="edge-agent", description="Federated learning over MQTT: the device.")
+    parser.add_argument("--version", action="version", version=f"edge-agent {software_version()}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for name, command, description in (
+        ("run", _run, "train, predict and report until asked to end (SIGTERM, Ctrl-C)"),
+        ("check", _check, "say what the configuration means here: data, disk, broker; changes nothing"),
+        ("identity", _identity, "print id, fleet and public key; the key is made if there is none"),
+        ("ledger", _ledger, "print the verdicts that this device's updates got"),
+    ):
+        sub = commands.add_parser(name, help=description, description=description)
+        sub.add_argument("--config", type=Path, required=True, metavar="FILE", help="TOML; see docs/flash-a-fleet.md")
+        sub.add_argument("--json", action="store_true", help="for programs: JSON, of logs one object a line")
+        if name == "check":
+            sub.add_argument("--bundle", type=Path, metavar="FILE", help="hold the data against this model's bundle")
+        sub.set_defaults(command=command)
+    return parser
+
+
+def _run(config: AgentConfig, options: argparse.Namespace) -> int:
+    log_to_stderr(config.log.level, as_json=options.json or config.log.json)
+    with _alone(config.device.state_dir):
+        outbox = Outbox(config.device.state_dir / "outbox.sqlite3")
+        restored = outbox.start()
+        identity = Identity(
+            config.device.id,
+            config.device.fleet,
+            load_key(config),
+            config.gateway.public_key,
+            restored.incarnation,
+            restored.boot,
+        )
+        settings = AgentSettings(
+            gate=config.gate, predict_s=config.inference.interval_s, health_s=config.health.publish_s
+        )
+        rng = np.random.default_rng(config.training.seed)
+        training = config.training
+        service = Service(
+            Agent(identity, describe(identity), settings, restored, rng),
+            _transport(config, identity.will),
+            outbox,
+            Objects(config.device.state_dir / "objects"),
+            _source(config),
+            lambda bundle: OnnxTrainer(bundle, training.threads, training.duty_cycle),
+            lambda: read_sensors(config.device.state_dir, metered=config.broker.metered),
+            broker="the broker at {}:{}".format(*config.broker.address),
+            measure_s=config.health.measure_s,
+            threads=training.threads,
+        )
+        stop = threading.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: stop.set())
+        log.info("%s of fleet %s, start %d", identity.device, identity.fleet, identity.boot)
+        try:
+            log.info("%s", _source(config).summary())
+        except ConfigError as error:
+            log.warning("%s", error)
+        service.run(stop)
+        log.info("ended")
+    return 0
+
+
+def _check(config: AgentConfig, options: argparse.Namespace) -> int:
+    findings: dict[str, object] = {"device": config.device.id, "fleet": config.device.fleet}
+    problems: list[ConfigError | ProtocolError] = []
+
+    def find(name: str, look: Callable[[], object]) -> None:
+        try:
+            findings[name] = look()
+        except (ConfigError, ProtocolError) as error:
+            problems.append(error)
+            findings[name] = "not as it should be, see below"
+
+    find("state", lambda: _writable(config.device.state_dir))
+    find("data", lambda: _look_at_data(config, options.bundle))
+    find("broker", lambda: _reach(config))
+    if options.json:
+        _print_json({**findings, "problems": [{"message": p.message} for p in problems]})
+    else:
+        _print_table(findings)
+        for problem in problems:
+            sys.stderr.write(f"error: {problem}\n")
+    return 2 if problems else 0
+
+
+def _identity(config: AgentConfig, options: argparse.Namespace) -> int:
+    outbox = Outbox(config.device.state_dir / "outbox.sqlite3")
+    facts = {
+        "id": config.device.id,
+        "fleet": config.device.fleet,
+        "public_key": load_key(config).public,
+        "incarnation": outbox.incarnation(),
+    }
+    outbox.close()
+    _print_json(facts) if options.json else _print_table(facts)
+    return 0
+
+
+def _ledger(config: AgentConfig, options: argparse.Namespace) -> int:
+    outbox = Outbox(config.device.state_dir / "outbox.sqlite3")
+    rows = outbox.ledger()
+    outbox.close()
+    if options.json:
+        _print_json(rows)
+    else:
+        for row in rows:
+            sys.stdout.write("  ".join(f"{name} {value}" for name, value in row.items() if value != "") + "\n")
+    return 0
+
+
+def _source(config: AgentConfig) -> FolderSource:
+    return FolderSource(config.data.path, config.data.label, config.data.max_bytes)
+
+
+def _transport(config: AgentConfig, will: WillOf | None, suffix: str = "") -> MqttTransport:
+    broker = config.broker
+    host, port = broker.address
+    return MqttTransport(
+        host,
+        port,
+        f"{config.device.fleet}.{config.device.id}{suffix}",
+        will=will,
+        username=broker.username,
+        password=broker.password,
+        tls=broker.tls(),
+        version=broker.mqtt_version,
+        keepalive_s=broker.keepalive_s,
+        max_packet=broker.max_packet,
+        reconnect_max_s=broker.reconnect_max_s,
+    )
+
+
+@contextmanager
+def _alone(state_dir: Path) -> Iterator[None]:
+    """One agent a state directory: two would spend each other's sequence numbers. Raises `ConfigError`."""
+    try:
+        state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        lock = (state_dir / "lock").open("w")
+    except OSError as error:
+        raise _unusable(state_dir, error) from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ConfigError(
+                f"another agent runs with {state_dir}", "stop it, or give this one its own `state_dir` in [device]"
+            ) from None
+        yield
+
+
+def _unusable(state_dir: Path, error: OSError) -> ConfigError:
+    return ConfigError(
+        f"cannot use {state_dir}: {error.strerror}",
+        "set `state_dir` in [device] to a directory that this user may write",
+    )
+
+
+def _writable(state_dir: Path) -> str:
+    """Where the state is or will be, and how much room there is. Raises `ConfigError`."""
+    existing = next(path for path in (state_dir, *state_dir.parents) if path.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        raise _unusable(state_dir, PermissionError(errno.EACCES, "not a writable directory"))
+    return f"{state_dir}, {shutil.disk_usage(existing).free / 2**20:.0f} MB free"
+
+
+def _look_at_data(config: AgentConfig, bundle: Path | None) -> str:
+    """What the data folder holds, held against a bundle if there is one. Raises `ConfigError | ProtocolError`."""
+    source = _source(config)
+    if bundle is None:
+        return source.summary()
+    try:
+        spec = InputSpec.of(Bundle.read(bundle.read_bytes()))
+    except OSError as error:
+        raise ConfigError(f"cannot read {bundle}: {error.strerror}", "name a bundle's file") from None
+    dataset = source.load(spec)
+    return f"{len(dataset.train)} examples to train on, {len(dataset.validation)} held out; they fit {bundle.name}"
+
+
+def _reach(config: AgentConfig) -> str:
+    """What the broker says to a CONNECT under another client id than the agent's. Raises `ConfigError`."""
+    transport = _transport(config, None, suffix=".check")
+    where = f"{config.broker.address[0]}:{config.broker.address[1]}"
+    deadline, reason = time.monotonic() + CHECK_S, f"no answer within {CHECK_S:.0f} s"
+    transport.start()
+    try:
+        while (left_s := deadline - time.monotonic()) > 0:
+            for event in transport.receive(left_s):
+                match event:
+                    case Connected(limits=limits):
+                        return f"{where} answers, MQTT {limits.version}, packets up to {limits.max_packet} bytes"
+                    case Disconnected(reason=word) if "is tried next" not in word:
+                        raise ConfigError(
+                            f"cannot use the broker at {where}: {word}", "mend [broker], or see that the broker runs"
+                        )
+                    case Disconnected(reason=word):
+                        reason = word
+    finally:
+        transport.close()
+    raise ConfigError(f"cannot use the broker at {where}: {reason}", "mend [broker], or see that the broker runs")
+
+
+def _print_json(value: object) -> None:
+    sys.stdout.write(json.dumps(value, indent=2) + "\n")
+
+
+def _print_table(facts: Mapping[str, object]) -> None:
+    for name, value in facts.items():
+        sys.stdout.write(f"{name:<12} {value}\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,322 @@
+"""The device's sans-I/O heart: an event and the time in, effects out.
+
+    twin/desired names the tasks -> plan and manifest -> bundle and version (intake.py) -> may I? (gate.py) -> train
+    -> compress (learning.py) -> disk -> send until the verdict (sending.py) -> settle the residual -> the next version
+
+No clock, no disk, no thread, no socket: the service runs it on a device, the simulator on a virtual clock. Each event
+changes what is known; then `_next` looks at all of it and asks for whatever is due.
+"""
+
+from dataclasses import dataclass, field
+
+from numpy.random import Generator
+
+from edge_agent import events as e
+from edge_agent.gate import YES, GateConfig, Reading, may_train
+from edge_agent.identity import Identity
+from edge_agent.learning import Training
+from edge_agent.sending import Sending
+from edge_agent.task import Task, Tasks
+from edge_agent.telling import Telling
+from edge_agent.training import TrainingResult
+from edge_agent.trust import Trust
+from edge_agent.unsaved import Unsaved
+from fl_protocol import messages as m
+from fl_protocol.bundle import Bundle
+from fl_protocol.codec import decode_as
+from fl_protocol.errors import Code, ProtocolError
+from fl_protocol.topics import Kind, Topic, parse
+from fl_protocol.transport import Connected, Delivery, Disconnected, Limits, Undeliverable
+
+JITTER_S = 2.0  # over which a fleet spreads what it sends again after a reconnect or a gateway's start
+EXAMPLES_RETRY_S = 60.0
+TRAINING_RETRY_S = (60.0, 3600.0)  # after a failure: at first, and at most
+NEVER = float("inf")
+_OWN = ((Kind.RESULT, 1), (Kind.GRANT, 1), (Kind.CHUNK_DOWN, 0), (Kind.DESIRED, 1), (Kind.STATE, 1))
+_FLEET = ((Kind.SYNC, 1), (Kind.GATEWAY, 1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class AgentSettings:
+    """What the operator decides about the heart."""
+
+    gate: GateConfig = field(default_factory=GateConfig)
+    predict_s: float = 10.0  # 0: never
+    health_s: float = 30.0
+
+
+class Agent:
+    """One device. `wake_at` is when it wants a `Tick`, if nothing happens before."""
+
+    def __init__(
+        self, identity: Identity, info: m.DeviceInfo, settings: AgentSettings, restored: e.Restored, rng: Generator
+    ) -> None:
+        self._identity, self._settings, self._rng = identity, settings, rng
+        self._effects: list[e.Effect] = []
+        self._telling = Telling(identity, info, self._effects.append)
+        self._trust = Trust(identity, restored.counters, self._effects.append)
+        self._tasks = Tasks(restored, identity)
+        self._seq = restored.seq
+        self._link: Limits | None = None
+        self._gateway: tuple[int, int] | None = None
+        self._stopping = self._paused = False
+        self._training: Training | None = None
+        self._measured, self._gate = e.Measured(Reading()), YES
+        self._unsaved = Unsaved()
+        self._announce_at, self._health_at, self._predict_at = NEVER, 0.0, 0.0
+        self.wake_at = 0.0
+
+    def handle(self, event: e.Event, now: float) -> list[e.Effect]:
+        """Take one event; `now` in seconds, of a clock that only grows."""
+        try:
+            self._take(event, now)
+        except ProtocolError as error:
+            where = f"{event.topic}: " if isinstance(event, Delivery) else ""
+            self._telling.complain("refused", error.code, where + error.message, now)
+        self._next(now)
+        effects = self._effects.copy()
+        self._effects.clear()
+        return effects
+
+    def _take(self, event: e.Event, now: float) -> None:
+        match event:
+            case Delivery():
+                self._deliver(parse(event.topic), event, now)
+            case Connected():
+                self._connected(event, now)
+            case Disconnected():
+                self._link = None
+                self._telling.disconnected()
+            case Undeliverable(topic, size, reason):
+                self._undeliverable(topic, size, reason, now)
+            case e.Loaded(sha256, data):
+                for each in self._tasks:
+                    self._effects += each.intake.loaded(sha256, data)
+            case e.Saved(effect):
+                self._saved(effect, now)
+            case e.DiskFull(effect):
+                self._unsaved.add(effect, self._tasks.wanted, now)
+                self._telling.complain("disk full", Code.DISK, "nothing is lost; it waits in memory for room", now)
+            case e.ExamplesRead(name, num_examples):
+                if task := self._tasks.get(name):
+                    task.num_examples = num_examples
+                    self._telling.num_examples(num_examples)
+            case e.ExamplesMissing(name, why):
+                if task := self._tasks.get(name):
+                    self._no_examples(task, why, now)
+            case e.Trained(_, result):
+                self._trained(result, now)
+            case e.TrainingFailed(_, code, why):
+                self._training_failed(code, why, now)
+            case e.Measured():
+                self._measured, self._gate = event, may_train(self._settings.gate, event.reading, self._gate.hot)
+            case e.Predicted(name, version, guess):
+                self._telling.prediction(name, version, guess)
+            case e.Stop():
+                self._stopping = True
+            case e.Tick():
+                pass
+
+    # --- what the broker brings ----------------------------------------------------------------------------------
+
+    def _connected(self, event: Connected, now: float) -> None:
+        self._link = event.limits
+        self._effects.append(e.Subscribe(tuple((self._identity.topic(k), qos) for k, qos in _OWN + _FLEET)))
+        for task in self._tasks:
+            self._effects += task.intake.follow()
+        self._send_again(now)
+        self._telling.connected(event)
+
+    def _deliver(self, topic: Topic, delivery: Delivery, now: float) -> None:
+        name, payload = delivery.topic, delivery.payload
+        task = self._tasks.get(topic.task)
+        match topic.kind:
+            case Kind.DESIRED:
+                first = not self._tasks.assigned
+                desired = self._trust.unseal(m.Desired, name, payload) if payload else None
+                self._effects += self._tasks.take_desired(desired)
+                if first:
+                    self._send_again(now)
+            case Kind.PLAN if task:
+                task.intake.take_plan(self._trust.unseal(m.Plan, name, payload) if payload else None)
+            case Kind.MANIFEST if task:
+                manifest = self._trust.unseal(m.Manifest, name, payload) if payload else None
+                task.intake.take_manifest(manifest, fresh=not delivery.retained)
+            case Kind.RESULT:
+                self._verdict(self._trust.unseal(m.Result, name, payload), name, now)
+            case Kind.GRANT:
+                grant = decode_as(m.Grant, payload)
+                for sending in self._tasks.sendings:
+                    self._effects += sending.granted(grant, now)
+            case Kind.CHUNK_DOWN | Kind.BROADCAST if self._link:
+                chunk = decode_as(m.Chunk, payload)
+                for known in self._tasks:
+                    self._effects += known.intake.heard(chunk, now, self._link)
+            case Kind.STATE if payload:
+                self._telling.heard_own_state(decode_as(m.DeviceState, payload))
+            case Kind.GATEWAY if payload:
+                self._gateway_is(decode_as(m.GatewayState, payload), now)
+            case Kind.SYNC:
+                within_s = decode_as(m.Sync, payload).within_s
+                self._announce_at = min(self._announce_at, now + within_s * self._rng.random())
+
+    def _verdict(self, result: m.Result, topic: str, now: float) -> None:
+        task = self._tasks.get(result.task)
+        if task is None or task.sending is None or task.pending is None:
+            return
+        if (result.incarnation, result.seq) != (task.pending.incarnation, task.pending.seq):
+            return
+        if result.final:
+            task.sending = None
+            self._effects.append(e.Settle(task.pending, result, topic))
+        else:
+            task.sending.again(now + max(1.0, result.retry_in_s))
+
+    def _gateway_is(self, state: m.GatewayState, now: float) -> None:
+        if state.state == "ready" and (state.boot, state.bseq) != self._gateway:
+            self._gateway = state.boot, state.bseq
+            self._send_again(now)
+
+    def _send_again(self, now: float) -> None:
+        for sending in self._tasks.sendings:
+            sending.again(now + JITTER_S * self._rng.random())
+
+    def _undeliverable(self, topic: str, size: int, reason: str, now: float) -> None:
+        self._telling.complain("undeliverable", Code.SIZE if size else None, f"{topic}, {size} bytes: {reason}", now)
+        if topic == self._identity.topic(Kind.UPDATE):
+            for sending in self._tasks.sendings:
+                sending.too_large(size, now)
+
+    # --- what disk, data and trainer bring -----------------------------------------------------------------------
+
+    def _saved(self, effect: e.Durable, now: float) -> None:
+        match effect:
+            case e.SaveUpdate(update, personal):
+                if (task := self._tasks.known.get(update.task)) and task.pending is update:
+                    task.trained, task.personal = update.base_version, personal
+                    task.sending = Sending(update, self._identity, now)
+            case e.Settle(update, result):
+                if (task := self._tasks.known.get(update.task)) and task.pending is update:
+                    task.settle(result)
+                    self._effects.append(e.Note("info", f"{task.name}: update {update.seq} {result.verdict}"))
+            case e.SaveObject() if all(task.intake.plan for task in self._tasks.known.values()):
+                self._effects.append(e.KeepObjects(self._tasks.wanted))
+
+    def _no_examples(self, task: Task, why: str, now: float) -> None:
+        task.num_examples, task.examples_why, task.look_at = 0, why, now + EXAMPLES_RETRY_S
+        self._telling.complain("no examples", None, why, now, level="warning")
+
+    def _trained(self, result: TrainingResult, now: float) -> None:
+        training, self._training = self._training, None
+        if training is None or self._tasks.get(training.task.name) is not training.task:
+            return  # the task has ended meanwhile
+        try:
+            effect = training.make_update(result, self._identity, self._seq + 1, self._rng)
+        except ValueError as error:
+            self._failed(training.task, Code.NAN, str(error), now)
+            return
+        self._seq += 1
+        training.task.failures, training.task.pending = 0, effect.update
+        self._effects.append(effect)
+        work = f"{result.local_steps} steps on {result.num_examples} examples in {result.train_seconds:.1f} s"
+        size = len(effect.update.sealed)
+        text = f"{training.task.name}: trained from version {training.base.version}, {work}; {size} bytes to send"
+        self._effects.append(e.Note("info", text))
+
+    def _training_failed(self, code: Code | None, why: str, now: float) -> None:
+        training, self._training = self._training, None
+        if training is not None:
+            self._failed(training.task, code, why, now)
+
+    def _failed(self, task: Task, code: Code | None, why: str, now: float) -> None:
+        first, most = TRAINING_RETRY_S
+        task.train_at = now + min(most, first * 2**task.failures)
+        task.failures += 1
+        self._telling.complain("training failed", code, f"{task.name}: {why}", now)
+
+    # --- what is due ---------------------------------------------------------------------------------------------
+
+    def _next(self, now: float) -> None:
+        for task in self._tasks:
+            busy = self._training is not None and self._training.task is task
+            task.intake.hungry = not busy or self._settings.predict_s > 0
+            self._effects += task.intake.next(now, self._link, self._rng)
+            for error in task.intake.take_complaints():
+                self._telling.complain("refused", error.code, f"{task.name}: {error.message}", now)
+            if task.intake.work:
+                self._look_for_examples(task, task.intake.work.bundle, now)
+            if task.sending and self._link and not self._stopping:
+                self._effects += task.sending.next(now, self._link, self._rng)
+        self._effects += self._unsaved.take(now)
+        self._train(now)
+        self._predict(now)
+        self._tell(now)
+        self.wake_at = self._next_wake(now)
+
+    def _look_for_examples(self, task: Task, bundle: Bundle, now: float) -> None:
+        if task.examples_for != bundle.sha256 or now >= task.look_at:
+            task.examples_for, task.num_examples, task.look_at = bundle.sha256, 0, NEVER
+            self._effects.append(e.ReadExamples(task.name, bundle))
+
+    def _train(self, now: float) -> None:
+        """Let the training in hand go on or pause; else begin the next, one task at a time, in turn."""
+        if self._training:
+            if self._paused == self._gate.may:
+                self._paused = not self._gate.may
+                self._effects.append(e.Pause(self._paused))
+            return
+        ready = [Training(task, *work) for task in self._tasks if (work := task.work_to_do(now))]
+        if ready and self._gate.may and not self._unsaved and not self._stopping:
+            self._training, self._paused = min(ready, key=lambda t: t.task.last_turn), False
+            self._training.task.last_turn = now
+            self._effects.append(self._training.begin(self._rng))
+
+    def _predict(self, now: float) -> None:
+        if not self._settings.predict_s or now < self._predict_at or self._stopping:
+            return
+        self._predict_at = now + self._settings.predict_s
+        for task in self._tasks:
+            bundle, model = task.intake.bundle, task.intake.model
+            if bundle and model and task.num_examples:
+                self._effects.append(e.Predict(task.name, model.version, bundle, model.vector))
+
+    def _tell(self, now: float) -> None:
+        if now >= self._announce_at:
+            self._announce_at = NEVER
+            self._telling.announce()
+        if now >= self._health_at:
+            self._health_at = now + self._settings.health_s
+            self._telling.health(self._measured, self._gate)
+        self._telling.state(*self._state())
+
+    def _state(self) -> tuple[m.StateName, str | None, int | None, str]:
+        """What the device is doing, or waits for."""
+        if self._stopping:
+            return "disconnected", None, None, "the agent was asked to end"
+        if training := self._training:
+            return "training", training.task.name, training.base.version, self._gate.because
+        if self._unsaved:
+            return "sleeping", None, None, "the disk is full"
+        for task in self._tasks:
+            if task.pending:
+                return "uploading", task.name, task.pending.base_version, ""
+        if not self._gate.may:
+            return "sleeping", None, None, self._gate.because
+        for task in self._tasks:
+            name, why = task.situation()
+            return name, task.name, task.intake.model.version if task.intake.model else None, why
+        if not self._tasks.assigned:
+            return "init", None, None, "waiting to be given a task"
+        return "ready", None, None, "no task"
+
+    def _next_wake(self, now: float) -> float:
+        times = [self._unsaved.wake_at, self._announce_at, self._health_at]
+        if self._settings.predict_s:
+            times.append(self._predict_at)
+        for task in self._tasks:
+            times.append(task.look_at)
+            if task.train_at > now:
+                times.append(task.train_at)
+            if self._link:
+                times += [task.intake.wake_at, task.sending.wake_at if task.sending else NEVER]
+        return min(times)

@@ -1,0 +1,305 @@
+"""What happens to the agent, and what it wants done about it.
+
+A `Durable` effect is answered by exactly one `Saved` or `DiskFull`; what depends on it is asked for after `Saved`, so
+that nothing leaves the device before the disk has it. All other effects are fire and forget.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from edge_agent.gate import Reading, Vitals
+from edge_agent.training import TrainingResult, WorkOrder
+from fl_protocol.bundle import Bundle
+from fl_protocol.errors import Code
+from fl_protocol.messages import Message, Result
+from fl_protocol.tensors import Vector
+from fl_protocol.transport import Connected, Delivery, Disconnected, Undeliverable
+
+# --- what the disk keeps -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class PendingUpdate:
+    """An update without a final verdict: its exact bytes, and what each verdict makes of the residual."""
+
+    task: str
+    incarnation: str
+    seq: int
+    base_version: int
+    fingerprint: str
+    num_examples: int
+    sealed: bytes
+    if_accepted: Vector  # shape (P,)
+    if_refused: Vector  # shape (P,)
+
+
+@dataclass(frozen=True)
+class LocalVector:
+    """A vector that stays on the device, and the layout that gives it meaning."""
+
+    fingerprint: str
+    vector: Vector
+
+
+@dataclass(frozen=True)
+class Restored:
+    """What the disk remembers at a start. `boot` counts this start; (incarnation, seq) numbers the updates."""
+
+    boot: int
+    incarnation: str
+    seq: int = 0
+    counters: Mapping[str, int] = field(default_factory=dict)  # by topic
+    trained: Mapping[str, int] = field(default_factory=dict)  # task -> version last trained from
+    pending: tuple[PendingUpdate, ...] = ()
+    residuals: Mapping[str, LocalVector] = field(default_factory=dict)  # by task
+    personal: Mapping[str, LocalVector] = field(default_factory=dict)  # by task
+
+
+# --- effects: durable --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class SaveUpdate:
+    """The update, its pending residuals, its seq, its base version as trained, the personal state: one transaction."""
+
+    update: PendingUpdate
+    personal: LocalVector
+
+
+@dataclass(frozen=True)
+class Settle:
+    """A final verdict: residual, ledger row, counter, and the update is gone, in one transaction."""
+
+    update: PendingUpdate
+    result: Result
+    topic: str
+
+
+@dataclass(frozen=True)
+class Forget:
+    """The device has left the task: its update, residual and last version go; the ledger and personal state stay."""
+
+    task: str
+
+
+@dataclass(frozen=True)
+class SaveCounter:
+    """The highest counter seen on a topic."""
+
+    topic: str
+    counter: int
+
+
+@dataclass(frozen=True)
+class SaveObject:
+    """A verified object, under its SHA-256."""
+
+    sha256: str
+    data: bytes
+
+
+@dataclass(frozen=True)
+class KeepObjects:
+    """Of all objects only these are still wanted."""
+
+    sha256s: frozenset[str]
+
+
+Durable = SaveUpdate | Settle | Forget | SaveCounter | SaveObject | KeepObjects
+
+# --- effects: the rest -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Send:
+    """Publish a message; bytes where it is sealed already."""
+
+    topic: str
+    message: Message | bytes
+    qos: int = 1
+    retain: bool = False
+
+
+@dataclass(frozen=True)
+class Subscribe:
+    """Subscribe to (filter, QoS) pairs."""
+
+    filters: tuple[tuple[str, int], ...]
+
+
+@dataclass(frozen=True)
+class Unsubscribe:
+    """Stop receiving what matches these filters."""
+
+    filters: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Load:
+    """Read an object from the disk; `Loaded` follows."""
+
+    sha256: str
+
+
+@dataclass(frozen=True)
+class ReadExamples:
+    """Look for the examples that a bundle asks for; `ExamplesRead` or `ExamplesMissing` follows."""
+
+    task: str
+    bundle: Bundle
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train in the background; `Trained` or `TrainingFailed` follows, whatever happens in between."""
+
+    task: str
+    bundle: Bundle
+    base: Vector  # shape (layout.size,)
+    order: WorkOrder
+    personal: Vector
+    rng: np.random.Generator
+
+
+@dataclass(frozen=True)
+class Pause:
+    """Hold the training in hand, or let it go on."""
+
+    paused: bool
+
+
+@dataclass(frozen=True)
+class Predict:
+    """Ask the int8 model of a version about the newest example; `Predicted` follows, or nothing."""
+
+    task: str
+    version: int
+    bundle: Bundle
+    vector: Vector
+
+
+@dataclass(frozen=True)
+class Note:
+    """A line for the log."""
+
+    level: str  # "info" | "warning" | "error"
+    text: str
+
+
+Effect = Durable | Send | Subscribe | Unsubscribe | Load | ReadExamples | Train | Pause | Predict | Note
+
+# --- events (besides the transport's own) ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A durable effect is on the disk."""
+
+    effect: Durable
+
+
+@dataclass(frozen=True)
+class DiskFull:
+    """A durable effect found no room; nothing of it is on the disk."""
+
+    effect: Durable
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """An object from the disk; None if it is not there."""
+
+    sha256: str
+    data: bytes | None
+
+
+@dataclass(frozen=True)
+class ExamplesRead:
+    """How many examples there are to train on."""
+
+    task: str
+    num_examples: int
+
+
+@dataclass(frozen=True)
+class ExamplesMissing:
+    """There is nothing to train on, and why."""
+
+    task: str
+    why: str
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a training came to."""
+
+    task: str
+    result: TrainingResult
+
+
+@dataclass(frozen=True)
+class TrainingFailed:
+    """A training that came to nothing."""
+
+    task: str
+    code: Code | None
+    why: str
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What the sensors say, and what this process uses."""
+
+    reading: Reading
+    vitals: Vitals = field(default_factory=Vitals)
+    bytes_up: int = 0
+    bytes_down: int = 0
+
+
+@dataclass(frozen=True)
+class Guess:
+    """What the model says of one example; a model without labels gives its first output as `label`."""
+
+    label: str
+    probability: float
+    milliseconds: float
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """What a version's int8 model said."""
+
+    task: str
+    version: int
+    guess: Guess
+
+
+@dataclass(frozen=True)
+class Tick:
+    """Time passed."""
+
+
+@dataclass(frozen=True)
+class Stop:
+    """The process is asked to end."""
+
+
+Event = (
+    Connected
+    | Disconnected
+    | Delivery
+    | Undeliverable
+    | Saved
+    | DiskFull
+    | Loaded
+    | ExamplesRead
+    | ExamplesMissing
+    | Trained
+    | TrainingFailed
+    | Measured
+    | Predicted
+    | Tick
+    | Stop
+)

@@ -1,0 +1,68 @@
+"""From what a training came to, to the sealed bytes of an update and the two futures of its residual."""
+
+import hashlib
+from dataclasses import dataclass
+
+from numpy.random import Generator
+
+from edge_agent.events import LocalVector, PendingUpdate, SaveUpdate, Train
+from edge_agent.identity import Identity
+from edge_agent.intake import Model, Work
+from edge_agent.task import Task
+from edge_agent.training import TrainingResult
+from fl_protocol.compression.feedback import prepare
+from fl_protocol.compression.float16 import encode_statistics
+from fl_protocol.messages import Update
+from fl_protocol.signing import seal_update
+from fl_protocol.topics import Kind
+
+
+@dataclass(frozen=True)
+class Training:
+    """A training in hand: what it works for, and the version that it began with."""
+
+    task: Task
+    work: Work
+    base: Model
+
+    def begin(self, rng: Generator) -> Train:
+        """What the trainer is asked to do; it draws from its own generator."""
+        work, personal = self.work, self.task.personal_for(self.work.bundle)
+        return Train(self.task.name, work.bundle, self.base.vector, work.order, personal, rng.spawn(1)[0])
+
+    def make_update(self, result: TrainingResult, identity: Identity, seq: int, rng: Generator) -> SaveUpdate:
+        """The update. Raises `ValueError` for a result that is not finite."""
+        plan, layout, name = self.work.plan, self.work.bundle.layout, self.task.name
+        delta = result.parameters - self.base.vector[: layout.num_parameters]
+        residual = self.task.residual_for(self.work.bundle)
+        prepared = prepare(self.work.compressor, delta, residual, clip_norm=self.work.clip_norm, rng=rng)
+        statistics = encode_statistics(result.statistics)
+        update = Update(
+            device=identity.device,
+            incarnation=identity.incarnation,
+            seq=seq,
+            task=name,
+            plan_revision=plan.revision,
+            base_version=self.base.version,
+            fingerprint=layout.fingerprint,
+            num_examples=result.num_examples,
+            local_steps=result.local_steps,
+            codec=dict(plan.codec),
+            payload=prepared.payload,
+            statistics=statistics,
+            sha256=hashlib.sha256(prepared.payload + statistics).hexdigest(),
+            train_seconds=round(result.train_seconds, 4),
+            metrics=dict(result.metrics),
+        )
+        pending = PendingUpdate(
+            task=name,
+            incarnation=identity.incarnation,
+            seq=seq,
+            base_version=self.base.version,
+            fingerprint=layout.fingerprint,
+            num_examples=result.num_examples,
+            sealed=seal_update(update, identity.key, identity.fleet, identity.topic(Kind.UPDATE)),
+            if_accepted=prepared.if_accepted,
+            if_refused=prepared.if_refused,
+        )
+        return SaveUpdate(pending, LocalVector(layout.fingerprint, result.personal))

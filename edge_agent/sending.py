@@ -1,0 +1,73 @@
+"""One update on its way out: the same bytes again and again, until the gateway's verdict."""
+
+from numpy.random import Generator
+
+from edge_agent.events import Effect, PendingUpdate, Send
+from edge_agent.identity import Identity
+from fl_protocol.codec import MAX_PACKET_BYTES
+from fl_protocol.messages import Grant
+from fl_protocol.topics import Kind
+from fl_protocol.transfer import Upload, chunk_size_for
+from fl_protocol.transport import Limits
+
+RESEND_S = (15.0, 300.0)  # silence after which it is sent again: at first, and at most
+SMALL = 4096  # bytes; a packet below this was not refused for its size
+FRAMING = 256  # bytes of topic and framing around an update that travels in one packet
+
+
+class Sending:
+    """Decides when an update, or its offer, is sent: a PUBACK means nothing, only a verdict ends it."""
+
+    def __init__(self, update: PendingUpdate, identity: Identity, at: float) -> None:
+        self.update, self._identity = update, identity
+        self.wake_at = at
+        self._patience_s = RESEND_S[0]
+        self._upload: tuple[int, Upload] | None = None  # with its chunk size
+        self._max_packet: int | None = None  # what the broker has shown to be too much for it
+
+    def next(self, now: float, link: Limits, rng: Generator) -> list[Effect]:
+        """The update, or its offer, when that is due; `rng` spreads the repeats of a fleet."""
+        if now < self.wake_at:
+            return []
+        self.wake_at = now + self._patience_s * rng.uniform(0.75, 1.25)
+        self._patience_s = min(RESEND_S[1], self._patience_s * 2)
+        max_packet = min(link.max_packet, MAX_PACKET_BYTES, self._max_packet or link.max_packet)
+        if len(self.update.sealed) <= max_packet - FRAMING:
+            return [Send(self._identity.topic(Kind.UPDATE), self.update.sealed)]
+        upload = self._uploading(chunk_size_for(link.version, max_packet))
+        upload.resume()
+        offer = upload.offer(now)
+        return [Send(self._identity.topic(Kind.OFFER), offer)] if offer else []
+
+    def granted(self, grant: Grant, now: float) -> list[Effect]:
+        """The gateway's answer to the offer. Raises `ProtocolError(E_SIZE)` for a bitmap of another size."""
+        if self._upload is None or grant.sha256 != self._upload[1].sha256:
+            return []
+        chunks = self._upload[1].granted(grant, now)
+        # It listens, so begin with short silences again. Done, stale, reject: the signed result follows.
+        self.again(now + (grant.retry_in_s or RESEND_S[0]))
+        return [Send(self._identity.topic(Kind.CHUNK_UP), chunk) for chunk in chunks]
+
+    def again(self, at: float) -> None:
+        """Send at `at`, and begin with short silences: something has changed since the last time."""
+        self.wake_at, self._patience_s = at, RESEND_S[0]
+
+    def too_large(self, size: int, now: float) -> None:
+        """The broker would not carry a packet of `size` bytes: chunks are the way."""
+        self._max_packet = max(SMALL, size - 1)
+        self.again(now)
+
+    def _uploading(self, chunk_size: int) -> Upload:
+        if self._upload is None or self._upload[0] != chunk_size:
+            update = self.update
+            upload = Upload(
+                update.sealed,
+                chunk_size,
+                task=update.task,
+                incarnation=update.incarnation,
+                seq=update.seq,
+                base_version=update.base_version,
+                fingerprint=update.fingerprint,
+            )
+            self._upload = chunk_size, upload
+        return self._upload[1]

@@ -1,0 +1,194 @@
+"""The agent's loop: transport, disk, clock, sensors and trainer around the heart. All I/O is here, no decision is.
+
+One thread does everything but training, and the transport's own networking. A durable effect that fails for any other
+reason than a full disk ends the process; the next start goes on from what the disk holds.
+"""
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import replace
+
+from edge_agent import events as e
+from edge_agent.agent import Agent
+from edge_agent.gate import Reading
+from edge_agent.health import read_vitals
+from edge_agent.inference import Predictor
+from edge_agent.objects import Objects
+from edge_agent.outbox import Outbox
+from edge_agent.sources import InputSpec, Source
+from edge_agent.training import TrainerFactory
+from edge_agent.worker import Worker
+from fl_protocol.codec import encode
+from fl_protocol.errors import ConfigError, ProtocolError
+from fl_protocol.transport import Connected, Delivery, Disconnected, Transport, Undeliverable
+
+log = logging.getLogger("edge_agent")
+
+LOOK_S = 0.1  # how often a finished training is looked for
+IDLE_S = 0.5  # how often a request to end is
+CLOSE_S = 2.0  # what the transport is given to send the rest
+_CLOCK_SET_MS = 1_600_000_000_000  # before this the machine does not know what time it is
+
+
+class Service:
+    """Runs one agent. `step` does what is due and returns; `run` does so until asked to end."""
+
+    def __init__(
+        self,
+        agent: Agent,
+        transport: Transport,
+        outbox: Outbox,
+        objects: Objects,
+        source: Source,
+        make_trainer: TrainerFactory,
+        sensors: Callable[[], Reading],
+        *,
+        broker: str = "the broker",
+        measure_s: float = 10.0,
+        threads: int = 1,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._agent, self._transport, self._outbox, self._objects = agent, transport, outbox, objects
+        self._source, self._sensors, self._clock = source, sensors, clock
+        self._worker, self._busy = Worker(make_trainer), False
+        self._measure_s, self._measure_at = measure_s, 0.0
+        self._threads = threads
+        self._predictors: dict[str, tuple[int, Predictor]] = {}  # by task, with its version
+        self._broker, self._connected = broker, False
+
+    def run(self, stop: threading.Event) -> None:
+        """Work until `stop` is set. Raises `ConfigError` where the disk cannot be used any more."""
+        self._transport.start()
+        try:
+            while not stop.is_set():
+                self.step()
+        finally:
+            self.close()
+
+    def step(self, patience_s: float = IDLE_S) -> None:
+        """Wait at most `patience_s` for something to happen, and see to it."""
+        now = self._clock()
+        due_s = min(self._agent.wake_at, self._measure_at) - now
+        for event in self._transport.receive(max(0.0, min(patience_s, due_s, LOOK_S if self._busy else patience_s))):
+            self._log(event)
+            self._feed(event)
+            if isinstance(event, Delivery) and event.receipt is not None:
+                self._transport.acknowledge(event.receipt)
+        if outcome := self._worker.outcome():
+            self._busy = False
+            self._feed(outcome)
+        if self._clock() >= self._measure_at:
+            self._measure_at = self._clock() + self._measure_s
+            self._feed(self._measured())
+        if self._clock() >= self._agent.wake_at:
+            self._feed(e.Tick())
+
+    def close(self) -> None:
+        """Say goodbye, and let go of everything; a training in hand is abandoned."""
+        self._feed(e.Stop())
+        closing = threading.Thread(target=self._transport.close, daemon=True)
+        closing.start()
+        self._worker.stop()
+        closing.join(CLOSE_S)
+        self._outbox.close()
+
+    def _feed(self, event: e.Event) -> None:
+        """Give an event to the heart, carry out what it asks for, and give it what comes of that."""
+        events = deque([event])
+        while events:
+            for effect in self._agent.handle(events.popleft(), self._clock()):
+                answer = self._perform(effect)
+                if answer is not None:
+                    events.append(answer)
+
+    def _perform(self, effect: e.Effect) -> e.Event | None:
+        match effect:
+            case e.SaveUpdate() | e.Settle() | e.Forget() | e.SaveCounter():
+                return e.Saved(effect) if self._outbox.apply(effect) else e.DiskFull(effect)
+            case e.SaveObject(sha256, data):
+                return e.Saved(effect) if self._objects.save(sha256, data) else e.DiskFull(effect)
+            case e.KeepObjects(sha256s):
+                self._objects.keep(sha256s)
+                return e.Saved(effect)
+            case e.Send():
+                return self._send(effect)
+            case e.Subscribe(filters):
+                self._transport.subscribe(filters)
+            case e.Unsubscribe(names):
+                self._transport.unsubscribe(names)
+            case e.Load(sha256):
+                return e.Loaded(sha256, self._objects.load(sha256))
+            case e.ReadExamples():
+                return self._read_examples(effect)
+            case e.Train():
+                return self._train(effect)
+            case e.Pause(paused):
+                self._worker.pause(paused)
+            case e.Predict():
+                return self._predict(effect)
+            case e.Note(level, text):
+                log.log(getattr(logging, level.upper()), "%s", text)
+        return None
+
+    def _send(self, effect: e.Send) -> Undeliverable | None:
+        message = effect.message
+        payload = message if isinstance(message, bytes) else encode(replace(message, ts=_wall_ms()))
+        try:
+            self._transport.publish(effect.topic, payload, qos=effect.qos, retain=effect.retain)
+        except ProtocolError as error:
+            return Undeliverable(effect.topic, len(payload), error.message)
+        return None
+
+    def _read_examples(self, effect: e.ReadExamples) -> e.Event:
+        try:
+            dataset = self._source.load(InputSpec.of(effect.bundle))
+        except ConfigError as error:
+            return e.ExamplesMissing(effect.task, f"{error.message} ({error.hint})")
+        log.info("%s: %d examples, %d held out", effect.task, len(dataset.train), len(dataset.validation))
+        return e.ExamplesRead(effect.task, len(dataset.train))
+
+    def _train(self, effect: e.Train) -> e.Event | None:
+        try:
+            dataset = self._source.load(InputSpec.of(effect.bundle))
+        except ConfigError as error:
+            return e.TrainingFailed(effect.task, None, f"{error.message} ({error.hint})")
+        self._busy = True
+        self._worker.train(effect, dataset)
+        return None
+
+    def _predict(self, effect: e.Predict) -> e.Event | None:
+        version, predictor = self._predictors.get(effect.task, (-1, None))
+        try:
+            if predictor is None or version != effect.version:
+                self._predictors.pop(effect.task, None)  # the old model's memory goes before the new one comes
+                predictor = Predictor(effect.bundle, effect.vector, self._threads)
+                self._predictors[effect.task] = effect.version, predictor
+            newest = self._source.load(InputSpec.of(effect.bundle)).newest
+            return e.Predicted(effect.task, effect.version, predictor.predict(newest))
+        except (ProtocolError, ConfigError) as error:
+            log.warning("%s: no prediction: %s", effect.task, error.message)
+            return None
+
+    def _measured(self) -> e.Measured:
+        sent, received = self._transport.bytes_sent, self._transport.bytes_received
+        return e.Measured(self._sensors(), read_vitals(), sent, received)
+
+    def _log(self, event: e.Event) -> None:
+        """One line for each connection and for each end of one."""
+        match event:
+            case Connected(limits=limits):
+                self._connected = True
+                log.info("connected to %s, MQTT %s", self._broker, limits.version)
+            case Disconnected(reason, retry_in_s):
+                what = "lost" if self._connected else "cannot reach"
+                self._connected = False
+                log.warning("%s %s (%s); trying again in %.0f s", what, self._broker, reason, retry_in_s)
+
+
+def _wall_ms() -> int:
+    """Milliseconds since 1970 for people, 0 while the machine has no clock."""
+    now = time.time_ns() // 1_000_000
+    return now if now > _CLOCK_SET_MS else 0

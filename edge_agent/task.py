@@ -1,0 +1,149 @@
+"""One task as the device lives it: what came in, what is on its way out, and what it waits for."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from edge_agent.events import Effect, Forget, LocalVector, PendingUpdate, Restored
+from edge_agent.identity import Identity
+from edge_agent.intake import Intake, Model, Work
+from edge_agent.sending import Sending
+from fl_protocol.bundle import Bundle
+from fl_protocol.messages import Desired, Result, StateName
+from fl_protocol.tensors import Vector
+
+
+@dataclass
+class Task:
+    """The state of a task that the device knows; `pending` is its one update in flight."""
+
+    name: str
+    intake: Intake
+    desired: bool = False  # the gateway has named it since this start
+    trained: int = -1  # the version last trained from
+    pending: PendingUpdate | None = None
+    sending: Sending | None = None  # once `pending` is on the disk
+    residual: LocalVector | None = None
+    personal: LocalVector | None = None
+    num_examples: int = 0
+    examples_for: str = ""  # the bundle whose examples were looked for
+    examples_why: str = ""
+    look_at: float = float("inf")  # when to look for examples again
+    failures: int = 0
+    train_at: float = 0.0  # not before, after failures
+    last_turn: float = 0.0
+
+    def work_to_do(self, now: float) -> tuple[Work, Model] | None:
+        """What may be trained now: the newest version here, if it has not been trained from before."""
+        work, model = self.intake.work, self.intake.model
+        if (
+            not self.desired
+            or work is None
+            or model is None
+            or work.plan.state != "running"
+            or self.pending is not None
+        ):
+            return None
+        if model.version <= self.trained or not self.num_examples or now < self.train_at:
+            return None
+        return work, model
+
+    def settle(self, result: Result) -> None:
+        """The verdict is on the disk: the residual moves, and the next update may be made."""
+        if self.pending is not None:
+            residual = self.pending.if_accepted if result.verdict == "accepted" else self.pending.if_refused
+            self.residual = LocalVector(self.pending.fingerprint, residual)
+        self.pending = None
+
+    def residual_for(self, bundle: Bundle) -> Vector:
+        """The kept residual, shape (P,); zero under another layout than it was made for."""
+        return _of(self.residual, bundle.layout.fingerprint, bundle.layout.num_parameters)
+
+    def personal_for(self, bundle: Bundle) -> Vector:
+        """The personal entries' values, flat; zero at first and under another layout."""
+        size = sum(e.size for e in bundle.layout.with_role("personal"))
+        return _of(self.personal, bundle.layout.fingerprint, size)
+
+    def situation(self) -> tuple[StateName, str]:
+        """What the task waits for, for people."""
+        intake = self.intake
+        if intake.plan is None:
+            return "ready", "waiting for the plan"
+        if intake.bundle is None or intake.bundle.sha256 != intake.plan.bundle_sha256:
+            return "ready", "fetching the bundle"
+        if intake.work is None:
+            return "sleeping", "the plan does not fit its bundle"
+        if not self.num_examples:
+            return "sleeping", self.examples_why
+        if intake.plan.state != "running":
+            return "ready", f"the task is {intake.plan.state}"
+        if intake.model is None:
+            return "ready", "fetching the model"
+        if self.failures:
+            return "sleeping", "training failed; trying again"
+        return "ready", f"waiting for version {self.trained + 1}" if intake.model.version <= self.trained else ""
+
+
+class Tasks:
+    """All tasks that the device knows of, by name; those that its disk remembers wait until the gateway names them."""
+
+    def __init__(self, restored: Restored, identity: Identity) -> None:
+        self._identity = identity
+        self.known: dict[str, Task] = {}
+        self.assigned = False  # the gateway has spoken since this start
+        for name in sorted({*restored.trained, *restored.residuals, *restored.personal}):
+            task = self._add(name)
+            task.trained = restored.trained.get(name, -1)
+            task.residual, task.personal = restored.residuals.get(name), restored.personal.get(name)
+        for pending in restored.pending:
+            task = self.known.get(pending.task) or self._add(pending.task)
+            task.pending, task.sending = pending, Sending(pending, identity, 0.0)
+
+    def __iter__(self) -> Iterator[Task]:
+        """The desired ones."""
+        return (task for task in self.known.values() if task.desired)
+
+    def get(self, name: str) -> Task | None:
+        """The task of that name, if it is desired."""
+        task = self.known.get(name)
+        return task if task and task.desired else None
+
+    @property
+    def wanted(self) -> frozenset[str]:
+        """The objects that the disk should keep."""
+        return frozenset(sha256 for task in self.known.values() for sha256 in task.intake.wanted)
+
+    @property
+    def sendings(self) -> list[Sending]:
+        """All updates on their way out."""
+        return [task.sending for task in self if task.sending]
+
+    def take_desired(self, desired: Desired | None) -> list[Effect]:
+        """The tasks of this device. A signed list ends all others; a cleared topic, signed by nobody, suspends them."""
+        self.assigned = True
+        names = desired.tasks if desired else ()
+        effects: list[Effect] = []
+        for name in names:
+            task = self.known.get(name) or self._add(name)
+            if not task.desired:
+                task.desired = True
+                effects += task.intake.follow()
+        for task in [t for t in self.known.values() if t.name not in names]:
+            if task.desired:
+                task.desired = False
+                effects += task.intake.leave()
+            if desired:
+                del self.known[task.name]
+                effects.append(Forget(task.name))
+        return effects
+
+    def _add(self, name: str) -> Task:
+        self.known[name] = Task(name, Intake(name, self._identity))
+        return self.known[name]
+
+
+def _of(kept: LocalVector | None, fingerprint: str, size: int) -> Vector:
+    if kept is not None and kept.fingerprint == fingerprint and kept.vector.shape == (size,):
+        return kept.vector
+    return np.zeros(size, np.float32)

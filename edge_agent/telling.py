@@ -1,0 +1,111 @@
+"""What the device says of itself: state, info, health, and what a person should know about."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Literal
+
+from edge_agent.events import Effect, Guess, Measured, Note, Send
+from edge_agent.gate import Answer
+from edge_agent.identity import Identity
+from fl_protocol.errors import Code
+from fl_protocol.messages import DeviceEvent, DeviceInfo, DeviceState, Health, Message, Prediction, StateName
+from fl_protocol.topics import Kind
+from fl_protocol.transport import Connected
+
+Level = Literal["info", "warning", "error"]
+SAME_AGAIN_S = 60.0  # the same complaint is not said again before
+KEPT_COMPLAINTS = 64
+
+
+class Telling:
+    """Knows what was told last, so that nothing is said twice; `emit` takes the effects."""
+
+    def __init__(self, identity: Identity, info: DeviceInfo, emit: Callable[[Effect], None]) -> None:
+        self._identity, self._info, self._emit = identity, info, emit
+        self._bseq = self._n = 0
+        self._connected = False
+        self._state: tuple[StateName, str | None, int | None, str] | None = None
+        self._complaints: dict[tuple[str, str], float] = {}
+
+    def connected(self, event: Connected) -> None:
+        """A new connection: everything is told anew."""
+        self._connected, self._bseq = True, event.bseq
+        self._info = replace(self._info, mqtt=event.limits.version)
+        self.announce()
+
+    def disconnected(self) -> None:
+        """Nobody hears; what is worth keeping is told at the next connection."""
+        self._connected = False
+
+    def announce(self) -> None:
+        """Say who this is, and have the state said again."""
+        self._state = None
+        self._publish(Kind.INFO, self._info, retain=True)
+
+    def num_examples(self, count: int) -> None:
+        """How many examples the device trains on."""
+        if count != self._info.num_examples:
+            self._info = replace(self._info, num_examples=count)
+            self._publish(Kind.INFO, self._info, retain=True)
+
+    def state(self, name: StateName, task: str | None = None, version: int | None = None, why: str = "") -> None:
+        """The device's state; published when it changed, or when the last one may not have arrived."""
+        state = name, task, version, why[:400]
+        if self._connected and state != self._state:
+            self._state, self._n = state, self._n + 1
+            boot, bseq = self._identity.boot, self._bseq
+            message = DeviceState(state=name, boot=boot, bseq=bseq, n=self._n, task=task, version=version, why=state[3])
+            self._publish(Kind.STATE, message, retain=True)
+
+    def heard_own_state(self, state: DeviceState) -> None:
+        """A last will that speaks of this life or an earlier one is contradicted."""
+        if state.state == "lost" and (state.boot, state.bseq) <= (self._identity.boot, self._bseq):
+            self._state = None
+
+    def health(self, measured: Measured, gate: Answer) -> None:
+        """What the sensors say."""
+        message = Health(
+            memory_mb=round(measured.vitals.memory_mb, 1),
+            peak_memory_mb=round(measured.vitals.peak_memory_mb, 1),
+            cpu_s=round(measured.vitals.cpu_s, 2),
+            temperature_c=measured.reading.temperature_c,
+            battery_pct=measured.reading.battery_pct,
+            disk_free_mb=measured.reading.disk_free_mb and round(measured.reading.disk_free_mb, 1),
+            may_train=gate.may,
+            why_not=gate.because,
+            bytes_up=measured.bytes_up,
+            bytes_down=measured.bytes_down,
+        )
+        self._publish(Kind.HEALTH, message, qos=0)
+
+    def prediction(self, task: str, version: int, guess: Guess) -> None:
+        """What the int8 model said."""
+        message = Prediction(
+            task=task,
+            version=version,
+            label=guess.label,
+            probability=round(guess.probability, 4),
+            milliseconds=round(guess.milliseconds, 3),
+        )
+        self._publish(Kind.PREDICTION, message, qos=0)
+
+    def complain(self, event: str, code: Code | None, message: str, now: float, level: Level = "error") -> None:
+        """Something went wrong: in the log, and as an event, but the same not again and again."""
+        key = event, message
+        if now - self._complaints.get(key, float("-inf")) < SAME_AGAIN_S:
+            return
+        if len(self._complaints) >= KEPT_COMPLAINTS:
+            self._complaints.clear()
+        self._complaints[key] = now
+        text = f"{code}: {message}" if code else message
+        self._emit(Note(level, f"{event}: {text}"))
+        self._emit(
+            Send(
+                self._identity.topic(Kind.EVENT),
+                DeviceEvent(event=event, level=level, code=code or "", message=message[:400]),
+            )
+        )
+
+    def _publish(self, kind: Kind, message: Message, *, qos: int = 1, retain: bool = False) -> None:
+        if self._connected:
+            self._emit(Send(self._identity.topic(kind), message, qos, retain))

@@ -1,0 +1,1 @@
+"""The workshop: compiles a torch model into a bundle that trains, quantized, where there is no torch."""

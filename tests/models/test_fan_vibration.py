@@ -1,0 +1,184 @@
+"""The first model: its data is split honestly, its bundle is what its source says, and it learns in a fleet."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+
+from anabranch.fan_vibration import CLASSES, SPEEDS, WINDOW, load_all, load_fan, write_training_folder
+from fl_protocol.bundle import Bundle, fill_initializers
+from fl_protocol.errors import ConfigError
+from models.build import build
+from models.fan_vibration.model import Config, FanVibration
+from models.gates import next_entries, open_session, train_onnx
+from models.spec import load
+
+SHIPPED = Path(__file__).parents[2] / "anabranch" / "data" / "fan_vibration.bundle"
+
+
+@pytest.fixture(scope="module")
+def bundle():
+    return Bundle.read(SHIPPED.read_bytes())
+
+
+@pytest.fixture(scope="module")
+def rebuilt():
+    return Bundle.read(build(load("fan_vibration")))
+
+
+# --- the data ----------------------------------------------------------------------------------------------
+def test_every_fan_has_all_classes_in_every_split():
+    for speed in SPEEDS:
+        for x, y in load_fan(speed):
+            assert x.shape == (len(y), WINDOW, 3)
+            assert (x.dtype, y.dtype) == (np.float32, np.int64)
+            assert np.bincount(y, minlength=len(CLASSES)).tolist() == [len(y) // 3] * 3
+
+
+def test_no_sample_is_in_two_splits():
+    """Each split holds exactly its own seconds of each recording, and its windows reach both ends or nearly."""
+    with np.load(SHIPPED.with_suffix(".npz")) as data:
+        recording = data["xyz"][(data["speed_pct"] == 40) & (data["config"] == 2)]
+    for (x, y), (start, end) in zip(load_fan(40), ((0, 2000), (2000, 2250), (2250, 3000)), strict=True):
+        windows, seconds = x[y == 1], recording[start:end]
+        np.testing.assert_array_equal(windows[0], seconds[:WINDOW])
+        stride = next(s for s in range(1, WINDOW) if np.array_equal(windows[1], seconds[s : s + WINDOW]))
+        assert len(windows) == (end - start - WINDOW) // stride + 1
+        last = (len(windows) - 1) * stride
+        np.testing.assert_array_equal(windows[-1], seconds[last : last + WINDOW])
+
+
+def test_a_speed_that_was_not_recorded_is_refused():
+    with pytest.raises(ConfigError, match="37"):
+        load_fan(37)
+
+
+def test_a_devices_folder_holds_its_training_examples(tmp_path):
+    write_training_folder(55, tmp_path / "fan-55")
+    (file,) = (tmp_path / "fan-55").iterdir()
+    with np.load(file) as data:
+        np.testing.assert_array_equal(data["x"], load_fan(55).train[0])
+        np.testing.assert_array_equal(data["y"], load_fan(55).train[1])
+
+
+def test_the_pool_is_all_fans():
+    fans = [load_fan(speed) for speed in SPEEDS]
+    for split, pooled in enumerate(load_all()):
+        np.testing.assert_array_equal(pooled[1], np.concatenate([fan[split][1] for fan in fans]))
+
+
+# --- the network -------------------------------------------------------------------------------------------
+def test_the_spectrum_is_welchs():
+    """Against numpy's FFT: Hann window, half overlap, mean of the periodograms, one bin a hertz."""
+    x = load_fan(80).test[0][:4]
+    config = Config()
+    features = FanVibration(config).spectrum(torch.from_numpy(x)).reshape(4, 3, 26).double().numpy()
+    hann = np.hanning(config.segment + 1)[:-1, None]
+    segments = [x[:, i : i + config.segment] for i in range(0, WINDOW - config.segment + 1, config.segment // 2)]
+    waves = [np.fft.rfft((s - s.mean(1, keepdims=True)) * hann, axis=1)[:, 1:] for s in segments]
+    log_power = np.log(np.mean(np.square(np.abs(waves)), 0) / config.segment + config.power_floor)
+    level = log_power.mean(1, keepdims=True)
+    expected = np.concatenate([log_power - level, (level - config.level_middle) / config.level_spread], 1)
+    np.testing.assert_allclose(features, expected.transpose(0, 2, 1), atol=1e-3)
+
+
+def test_tilt_and_gravity_leave_no_trace():
+    x = torch.from_numpy(load_fan(60).test[0][:8])
+    model = FanVibration(Config())
+    torch.testing.assert_close(
+        model.spectrum(x), model.spectrum(x + torch.tensor([3.0, -1, 0.5])), atol=1e-2, rtol=1e-3
+    )
+
+
+# --- the bundle --------------------------------------------------------------------------------------------
+def normalised(graph):
+    """Nodes and constants of an ONNX file, its inner names replaced by the order of their appearance."""
+    proto = onnx.load_from_string(graph).graph
+    kept = {value.name for value in (*proto.input, *proto.output)} | {""}
+    order = {}
+
+    def name(old):
+        return old if old in kept else order.setdefault(old, f"value {len(order)}")
+
+    nodes = []
+    for node in proto.node:
+        attributes = sorted((a.name, onnx.helper.get_attribute_value(a)) for a in node.attribute)
+        nodes.append((node.op_type, [name(n) for n in node.input], [name(n) for n in node.output], attributes))
+    return nodes, {name(tensor.name): numpy_helper.to_array(tensor) for tensor in proto.initializer}
+
+
+def test_the_shipped_bundle_is_what_its_source_builds(bundle, rebuilt):
+    assert rebuilt.layout == bundle.layout
+    assert rebuilt.layout.fingerprint == bundle.layout.fingerprint
+    assert (rebuilt.hyper, rebuilt.labels, rebuilt.batch_size) == (bundle.hyper, bundle.labels, bundle.batch_size)
+    np.testing.assert_allclose(rebuilt.initial, bundle.initial, atol=1e-6)
+    assert set(rebuilt.graphs) == set(bundle.graphs)
+    for graph in bundle.graphs:
+        (nodes, constants), (shipped_nodes, shipped_constants) = (normalised(b.graph(graph)) for b in (rebuilt, bundle))
+        assert nodes == shipped_nodes
+        assert set(constants) == set(shipped_constants)
+        for name, constant in constants.items():
+            np.testing.assert_allclose(constant, shipped_constants[name], rtol=1e-6, atol=1e-6)
+
+
+def test_the_shipped_graphs_give_what_rebuilt_ones_do(bundle, rebuilt):
+    rng = np.random.default_rng(0)
+    x, y = load_fan(45).test
+    for graph in bundle.graphs:
+        session, shipped = open_session(rebuilt.graph(graph)), open_session(bundle.graph(graph))
+        given = {}
+        for value in session.get_inputs():
+            shape = [len(y) if size == "batch" else size for size in value.shape]
+            given[value.name] = np.asarray(rng.random(shape) * 0.1, np.float32)
+        given = given | {name: a for name, a in {"x": x, "y": y}.items() if name in given}
+        for ours, theirs in zip(session.run(None, given), shipped.run(None, given), strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-6)
+
+
+# --- the fleet ---------------------------------------------------------------------------------------------
+class Fleet:
+    """All fans in one process: just enough of federated averaging to see whether this model lends itself to it."""
+
+    def __init__(self, bundle):
+        self.bundle = bundle
+        self.train, self.quantize = open_session(bundle.graph("train")), open_session(bundle.graph("quantize"))
+        self.hyper = {name: np.array(v, np.float32) for name, v in bundle.hyper.items()}
+
+    def trained(self, version, examples, steps, rng):
+        x, y = examples
+        layout = self.bundle.layout
+        momenta = {e.name: np.zeros(e.shape, np.float32) for e in layout.with_role("optimizer")}
+        entries = {**layout.split(version), **momenta}
+        for _ in range(steps):
+            chosen = rng.integers(0, len(y), self.bundle.batch_size)
+            entries = next_entries(train_onnx(self.train, {**entries, "x": x[chosen], "y": y[chosen], **self.hyper}))
+        return layout.join(entries)
+
+    def accuracy(self, version, graph, examples):
+        stored = shared = self.bundle.layout.split(version)
+        if graph == "int8":
+            names = [value.name for value in self.quantize.get_outputs()]
+            stored = dict(zip(names, self.quantize.run(None, shared), strict=True))
+        else:
+            stored = {e.name: shared[e.name] for e in self.bundle.layout.with_role("parameter")}
+        session = open_session(fill_initializers(self.bundle.graph(graph), stored))
+        x, y = examples
+        return float((session.run(None, {"x": x})[0].argmax(1) == y).mean())
+
+
+def test_seventeen_fans_together_know_more_than_each_alone(bundle):
+    """Federated averaging beats training alone by far, and int8 survives that ranges are averaged."""
+    fleet, rng, everyone = Fleet(bundle), np.random.default_rng(0), load_all().test
+    fans = [load_fan(speed).train for speed in SPEEDS]
+    version, rounds, steps = bundle.initial, 12, 17
+    for _ in range(rounds):
+        version = np.mean([fleet.trained(version, fan, steps, rng) for fan in fans], 0, dtype=np.float32)
+    alone = [
+        fleet.accuracy(fleet.trained(bundle.initial, fan, rounds * steps, rng), "int8", everyone) for fan in fans[::4]
+    ]
+    together = fleet.accuracy(version, "int8", everyone)
+    assert together >= np.mean(alone) + 0.2
+    assert together >= fleet.accuracy(version, "float", everyone) - 0.01
