@@ -51,7 +51,7 @@ from fl_protocol.messages import (
     Update,
     Verdict,
 )
-from fl_protocol.signing import unseal_update
+from fl_protocol.signing import unseal_update, verify_offer
 from fl_protocol.topics import Kind, Topic
 from fl_protocol.transfer import Inbox, chunk_size_for
 
@@ -275,6 +275,13 @@ class Coordinator:
 
     def _offer(self, device: Device, offer: Offer, now: float) -> Iterator[Effect]:
         """Say at once what need not be sent; otherwise grant the first window."""
+        try:
+            verify_offer(offer, device.public_key, self.fleet_name, str(self.topic(Kind.OFFER, device=device.id)))
+        except ProtocolError as error:
+            yield Note("warning", f"{device.id}: {error}")
+            refusal = Grant(sha256=offer.sha256, answer="reject", retry_in_s=STRANGER_RETRY_S, code=error.code)
+            yield self._to(device.id, Kind.GRANT, refusal)
+            return
         try:
             told = device.ledger(offer.incarnation).find(offer.seq)
         except ProtocolError as error:

@@ -6,6 +6,7 @@ from edge_agent.events import Effect, PendingUpdate, Send
 from edge_agent.identity import Identity
 from fl_protocol.codec import MAX_PACKET_BYTES
 from fl_protocol.messages import Grant
+from fl_protocol.signing import sign_offer
 from fl_protocol.topics import Kind
 from fl_protocol.transfer import Upload, chunk_size_for
 from fl_protocol.transport import Limits
@@ -37,7 +38,10 @@ class Sending:
         upload = self._uploading(chunk_size_for(link.version, max_packet))
         upload.resume()
         offer = upload.offer(now)
-        return [Send(self._identity.topic(Kind.OFFER), offer)] if offer else []
+        if offer is None:
+            return []
+        topic = self._identity.topic(Kind.OFFER)
+        return [Send(topic, sign_offer(offer, self._identity.key, self._identity.fleet, topic))]
 
     def granted(self, grant: Grant, now: float) -> list[Effect]:
         """The gateway's answer to the offer. Raises `ProtocolError(E_SIZE)` for a bitmap of another size."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_agent.pages import drop_untouched_text
 from edge_agent.sources import Dataset, Examples
 from edge_agent.training import TrainingResult, WorkOrder
 from fl_protocol.bundle import Bundle
@@ -29,15 +30,18 @@ def open_session(graph: bytes, threads: int) -> "onnxruntime.InferenceSession":
     """A session in little memory. Raises `ProtocolError(E_SCHEMA)` for a graph that onnxruntime refuses."""
     import onnxruntime as ort
 
+    drop_untouched_text()  # loading it ran through code that nothing needs again
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.enable_cpu_mem_arena = False
     options.log_severity_level = 3
     try:
-        return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime has no common base class
         raise ProtocolError(Code.SCHEMA, f"onnxruntime refuses the graph: {error}"[:400]) from None
+    drop_untouched_text()  # and so did the making of a session
+    return session
 
 
 def run(

@@ -171,7 +171,10 @@ class Envelope(Message):
 
 @dataclass(frozen=True, kw_only=True)
 class Offer(Message):
-    """At `up/offer`: an update too large for one packet, described so that a useless one is not sent."""
+    """At `up/offer`: an update too large for one packet, described so that a useless one is not sent.
+
+    Signed by the device over all other fields: what an offer is told may be final.
+    """
 
     sha256: Sha256
     size: ObjectSize
@@ -181,6 +184,7 @@ class Offer(Message):
     seq: Count
     base_version: Count
     fingerprint: Fingerprint
+    signature: Annotated[bytes, Meta(min_length=64, max_length=64)] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

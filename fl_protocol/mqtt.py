@@ -136,7 +136,7 @@ class _Connection:
         self.reached = False  # a socket was opened
         self.established_at: float | None = None  # CONNACK: accepted
         self.refusal = ""  # CONNACK: the broker's word
-        self.reason = ""  # why it ended, for people
+        self.reason = "the connection ended"  # why, for people
         self._abandoned = False
         self._reading = False
         self._waker, self._wakened = socket.socketpair()
@@ -248,8 +248,8 @@ class _Connection:
             if self._client.blocked or self._client.socket() is None or not self._has_room():
                 break
         self._reading = False
-        with self.shared.change():
-            pass  # news, once for all of the burst
+        with self._sharing() as shared:
+            shared.lock.notify_all()  # once for all of the burst: each wakes the caller's thread
 
     def _has_room(self) -> bool:
         """Else the rest is left to TCP: 3.1.1 has no receive maximum, and mosquitto 2.0.11 sends up to twice of it."""

@@ -8,8 +8,7 @@ import socket
 import ssl
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from time import monotonic
 from typing import Literal, Protocol
@@ -92,13 +91,6 @@ class Shared:
     flush_until: float | None = None  # set by `close`
     bytes_sent: int = 0
     bytes_received: int = 0
-
-    @contextmanager
-    def change(self) -> Iterator[None]:
-        """Hold the lock, and wake whoever waits for news."""
-        with self.lock:
-            yield
-            self.lock.notify_all()
 
     def alive(self, waiting_s: float = 0.0) -> None:
         """The network thread shows itself, and says how long it means to wait."""
@@ -219,7 +211,7 @@ class Reconnecting:
 
     def publish(self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False) -> None:
         """As `Transport.publish`."""
-        with self._shared.change():
+        with self._shared.lock:
             refused = self._shared.outgoing.put(Packet(topic, payload, qos, retain))
             if refused:
                 self._shared.unread.add(refused)
@@ -239,9 +231,10 @@ class Reconnecting:
 
     def close(self) -> None:
         """Send what is queued, for at most a few seconds, and disconnect without a will."""
-        with self._shared.change():
+        with self._shared.lock:
             self._shared.flush_until = monotonic() + FLUSH_S
             self._closing.set()
+            self._shared.lock.notify_all()
             thread = self._thread
         self._wake()
         if thread:
@@ -280,6 +273,7 @@ class Reconnecting:
                 if self._thread is not me or self._closing.is_set():
                     return
                 self._bseq += 1
+                self._shared.acks.clear()  # here, not when the last one ended: its receipts were taken until now
                 connack_s = PROBE_S if self._version == "5" and not self._accepted else CONNACK_S
                 connection = self._connection = self._connect(self._shared, self._version, self._bseq, connack_s)
                 self._shared.alive()
@@ -309,10 +303,10 @@ class Reconnecting:
 
     def _ended(self, reason: str, retry_in_s: float) -> None:
         shared = self._shared
-        with shared.change():
-            shared.acks.clear()
+        with shared.lock:
             shared.subscriptions.disconnected()
             if not self._closing.is_set():
                 shared.unread.disconnected(Disconnected(reason, retry_in_s))
             for lost in shared.outgoing.disconnected():
                 shared.unread.add(lost)
+            shared.lock.notify_all()

@@ -6,6 +6,7 @@ since signed objects hold no floats and only ASCII names, sorted keys and minima
 messages carry the exact bytes that were signed (`Envelope.body`).
 """
 
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import msgspec
@@ -14,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 
 from fl_protocol.codec import decode_as, encode, from_plain, parse_json, to_plain
 from fl_protocol.errors import Code, ProtocolError
-from fl_protocol.messages import Envelope, Signed, Update
+from fl_protocol.messages import Envelope, Offer, Signed, Update
 
 S = TypeVar("S", bound=Signed)
 
@@ -102,3 +103,17 @@ def unseal_update(envelope: Envelope, public_key: str, fleet: str, topic: str) -
     update = decode_as(Update, envelope.body)
     verify(public_key, envelope.signature, _context("Update", fleet, topic, update.seq) + envelope.body)
     return update
+
+
+def sign_offer(offer: Offer, key: SigningKey, fleet: str, topic: str) -> Offer:
+    """The offer with its device's signature, for `topic`."""
+    body = encode(replace(offer, signature=None))
+    return replace(offer, signature=key.sign(_context("Offer", fleet, topic, offer.seq) + body))
+
+
+def verify_offer(offer: Offer, public_key: str, fleet: str, topic: str) -> None:
+    """Raises `ProtocolError(E_SIG)` unless the device of `public_key` made this offer."""
+    if offer.signature is None:
+        raise ProtocolError(Code.SIG, "the offer is not signed")
+    body = encode(replace(offer, signature=None))
+    verify(public_key, offer.signature, _context("Offer", fleet, topic, offer.seq) + body)

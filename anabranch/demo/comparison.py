@@ -113,10 +113,15 @@ def compare_live(bundle: Bundle, plan: Plan, speeds: Sequence[int], steps: int, 
             pool.shutdown(cancel_futures=True)
 
 
-def compare_quick() -> Comparison:
-    """The same from a file, which names the script and the seeds that made it. Raises `ConfigError`."""
+def compare_quick(bundle: Bundle) -> Comparison:
+    """The same from a file, which names the script and the seeds that made it.
+
+    Raises `ConfigError` for a file that cannot be read, or is of another bundle.
+    """
     try:
         page = json.loads(BASELINES.read_text("utf-8"))
+        if page["bundle_sha256"] != bundle.sha256:
+            raise ValueError(f"it is of bundle {page['bundle_sha256']:.12}, this one is {bundle.sha256:.12}")
         return Comparison(
             pooled=_by_speed(page["pooled"]),
             alone={int(fan): _by_speed(on) for fan, on in page["alone"].items()},
@@ -124,9 +129,9 @@ def compare_quick() -> Comparison:
             alone_steps=page["alone_steps"],
             source=f"{BASELINES.name}, made by {page['made_by']} (mean of seeds {page['seeds']})",
         )
-    except (OSError, ValueError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(
-            f"cannot read {BASELINES}: {type(error).__name__} {error}",
+            f"cannot use {BASELINES}: {type(error).__name__} {error}",
             "make it by `python benchmarks/fan_baselines.py`",
         ) from None
 

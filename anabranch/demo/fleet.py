@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Self
 
 from anabranch.demo import folder as files
 from anabranch.demo.broker import HOST, Broker, start_broker
@@ -43,6 +44,15 @@ class Fleet:
     happenings: list[Happening] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)  # what a demo without faults would not show
     usage: dict[str, Usage] = field(default_factory=dict)
+    broker: Broker = field(init=False)
+    _monitor: MqttTransport | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._monitor is not None:
+            self._monitor.close()
 
     @property
     def devices(self) -> list[str]:
@@ -63,31 +73,36 @@ class Fleet:
         self._monitor.start()
         return self.broker
 
-    def start_programs(self, versions: int, minutes: int) -> None:
-        """Write all files, start the gateway and every agent but the late one. Raises `ConfigError`."""
+    def start_gateway(self, versions: int, minutes: int) -> None:
+        """Write all files, and start the gateway. Raises `ConfigError`."""
         keys = files.write_devices(self.folder, self.broker, self.speeds, self.cast, self.seed)
         files.write_gateway(self.folder, self.broker, keys)
         files.write_task(self.folder, self.speeds, versions, minutes)
         self._start_gateway()
-        for device in self.devices:
-            if device != self.cast.late:
-                self._start_agent(device)
 
     def create_task(self) -> None:
         """What an operator does: create the task, and start it. Raises `ConfigError`."""
         command = ["broker_aggregator", "task", "create", "--config", str(self.folder.gateway_file)]
         self.processes.run("operator", [sys.executable, "-m", *command, str(self.folder.task_file)], OPERATOR_S)
 
+    def start_agents(self) -> None:
+        """Start every agent but the late one."""
+        for device in self.devices:
+            if device != self.cast.late:
+                self._start_agent(device)
+
     def turn(self, timeout: float) -> None:
         """Take what came over MQTT within `timeout` seconds, and notice programs that fell."""
-        for incoming in self._monitor.receive(timeout):
+        monitor = self._monitor
+        assert monitor is not None, "there is no broker yet"
+        for incoming in monitor.receive(timeout):
             match incoming:
                 case Connected():
-                    self._monitor.subscribe(filters(FLEET))
+                    monitor.subscribe(filters(FLEET))
                 case Delivery(topic, payload, _, receipt):
                     self.view.take(topic, payload)
                     if receipt is not None:
-                        self._monitor.acknowledge(receipt)
+                        monitor.acknowledge(receipt)
         for device, event in self.view.take_news():
             if event.level == "error":
                 self.happened("said", device, f"{device}: {event.event} {event.code} {event.message}")
@@ -134,12 +149,10 @@ class Fleet:
         """Note what the programs have used so far."""
         self._measure([*self.devices, GATEWAY, "broker"])
 
-    def close(self) -> None:
-        """End the agents, the gateway, and then the broker, as an operator would."""
+    def end(self) -> None:
+        """End the agents, and then the gateway, as an operator would."""
         self.stop(self.devices)
         self.stop([GATEWAY])
-        self._monitor.close()
-        self.processes.stop_all()
 
     def happened(self, deed: str, who: str, text: str) -> None:
         """Note an event."""

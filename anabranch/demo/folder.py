@@ -150,6 +150,7 @@ def write_devices(folder: Folder, broker: Broker, speeds: Sequence[int], cast: C
             "broker": _broker(broker),
             "data": {"path": "data"},
             "training": {"seed": seed * 1000 + number},
+            "inference": {"interval_s": 5.0},
             "health": {"measure_s": HEALTH_S, "publish_s": HEALTH_S},
             # A laptop may be warm or on battery; the demo trains all the same. Leave these out in the field.
             "gate": {"max_temperature_c": 150.0, "min_battery_pct": 0.0, "allow_throttled": True},
@@ -180,11 +181,14 @@ def read_bundle(folder: Folder) -> Bundle:
 
 
 def to_toml(sections: Mapping[str, Mapping[str, Any]]) -> str:
-    """Sections of plain values as TOML; the section "" is the top. JSON's scalars are TOML's."""
+    """Sections of plain values as TOML; the section "" is the top. JSON's scalars are TOML's, but for a bare DEL."""
     lines: list[str] = []
     for name, values in sections.items():
         lines += [f"\n[{name}]"] if name else []
-        lines += [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in values.items()]
+        lines += [
+            f"{key} = {json.dumps(value, ensure_ascii=False)}".replace("\x7f", "\\u007f")
+            for key, value in values.items()
+        ]
     return "\n".join(lines).lstrip() + "\n"
 
 

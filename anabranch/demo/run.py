@@ -58,8 +58,11 @@ def run_demo(options: Options, screen: Screen) -> Outcome:
     folder = Folder.create(options.output)
     cast = draw_cast([device_of(speed) for speed in speeds], options.seed)
     clock = _Clock()
-    with _ending_on_signals(), Processes(folder.logs) as processes:
-        fleet = Fleet(folder, processes, speeds, cast, options.seed)
+    with (
+        _ending_on_signals(),
+        Processes(folder.logs) as processes,
+        Fleet(folder, processes, speeds, cast, options.seed) as fleet,
+    ):
         try:
             _start(fleet, options, screen, clock)
             started_ts = time.time_ns() // 1_000_000
@@ -125,23 +128,21 @@ def _start(fleet: Fleet, options: Options, screen: Screen, clock: _Clock) -> Non
     screen.say("watch it from another terminal:")
     for what, command in watch_commands(broker.port):
         screen.say(f"  {command}   # {what}")
-    fleet.start_programs(options.versions, options.minutes)
+    fleet.start_gateway(options.versions, options.minutes)
     until = time.monotonic() + READY_S
-    while fleet.view.gateway is None:
-        _turn(fleet, Scene(fleet, 0.0, "starting", clock.seconds), screen, until)
-    fleet.create_task()
-    while fleet.status is None or fleet.status.state == "created":
-        _turn(fleet, Scene(fleet, 0.0, "starting", clock.seconds), screen, until)
+
+    def wait(there: Callable[[], bool], what: str) -> None:
+        while not there():
+            screen.show(Scene(fleet, 0.0, "starting", clock.seconds))
+            fleet.turn(TURN_S)
+            if time.monotonic() > until:
+                raise ConfigError(f"{what} did not come up within {READY_S:.0f} s", f"see {fleet.folder.logs}")
+
+    wait(lambda: fleet.view.gateway is not None, "the gateway")
+    fleet.create_task()  # before the agents, whose start keeps every core busy
+    fleet.start_agents()
+    wait(lambda: any(device.connected for device in fleet.view.devices.values()), "the first agent")
     clock.lap("start")
-
-
-def _turn(fleet: Fleet, scene: Scene, screen: Screen, until: float) -> None:
-    fleet.turn(TURN_S)
-    screen.show(scene)
-    if time.monotonic() > until:
-        raise ConfigError(
-            f"the gateway did not come up within {READY_S:.0f} s", f"see {fleet.processes.log('gateway')}"
-        )
 
 
 def _train(fleet: Fleet, options: Options, screen: Screen, clock: _Clock) -> None:
@@ -176,13 +177,13 @@ def _come_to_rest(fleet: Fleet, screen: Screen, clock: _Clock) -> None:
     reports = {name: device.healths for name, device in seen.items() if device.connected}
     wait(lambda: any(seen[name].healths < before + REPORTS for name, before in reports.items()))
     fleet.measure()
-    fleet.close()
+    fleet.end()
     clock.lap("coming to rest")
 
 
 def _compare(options: Options, bundle: Bundle, training: Training, fleet: Fleet) -> Comparison:
     if options.quick:
-        return compare_quick()
+        return compare_quick(bundle)
     return compare_live(bundle, training.plan, fleet.speeds, training.steps, options.seed)
 
 
@@ -196,8 +197,8 @@ def _reached(fleet: Fleet) -> str:
 
 @contextmanager
 def _ending_on_signals() -> Iterator[None]:
-    """SIGTERM and a closed terminal end the demo as Ctrl-C does."""
-    numbers = (signal.SIGTERM, signal.SIGHUP)
+    """SIGTERM and a closed terminal end the demo as Ctrl-C does, also where a shell has told us to ignore that."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     before = {number: signal.signal(number, signal.default_int_handler) for number in numbers}
     try:
         yield

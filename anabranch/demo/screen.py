@@ -21,6 +21,7 @@ STYLES = {"training": "green", "uploading": "cyan", "lost": "bold red", "disconn
 LIVE_EVERY_S = 0.5
 PLAIN_EVERY_S = 5.0
 NEWS_SHOWN = 6
+CHART_WIDTH = 60
 
 
 @dataclass(frozen=True)
@@ -120,34 +121,37 @@ def sparkline(values: Sequence[float], width: int, low: float = 0.0, high: float
     width = min(width, len(values))
     shares = [values[i * len(values) // width : (i + 1) * len(values) // width] for i in range(width)]
     means = [sum(share) / len(share) for share in shares]
-    steps = len(BARS) - 1
-    return "".join(BARS[max(0, min(steps, round((m - low) / (high - low) * steps)))] for m in means)
+    steps, span = len(BARS) - 1, max(high - low, 1e-9)
+    return "".join(BARS[max(0, min(steps, round((mean - low) / span * steps)))] for mean in means)
 
 
 def picture(scene: Scene) -> RenderableType:
-    """The whole screen."""
+    """The whole screen; where a terminal is low, the last devices fall off."""
     fleet = scene.fleet
-    values = [r.value for r in fleet.view.releases.get(TASK, []) if r.value is not None]
     head = Table.grid(padding=(0, 1))
     head.add_row(Text(task_line(scene), style="bold"))
-    head.add_row(ProgressBar(total=1.0, completed=scene.progress, width=60))
-    head.add_row(Text(f"validation accuracy  {sparkline(values, 60)}", style="green"))
-    news = Text("\n".join(h.text for h in fleet.happenings[-NEWS_SHOWN:]) or "-")
+    head.add_row(ProgressBar(total=1.0, completed=scene.progress, width=CHART_WIDTH))
+    head.add_row(_chart([r.value for r in fleet.view.releases.get(TASK, []) if r.value is not None]))
+    for happening in fleet.happenings[-NEWS_SHOWN:]:
+        head.add_row(Text(f"* {happening.text}", style="yellow"))
     title = f"anabranch demo · {len(fleet.speeds)} devices · {fleet.broker.name} · {scene.seconds:.0f} s"
-    return Group(
-        Panel(head, title=title, title_align="left"),
-        _devices(fleet),
-        Panel(news, title="what happened", title_align="left"),
-    )
+    return Group(Panel(head, title=title, title_align="left"), _devices(fleet))
+
+
+def _chart(values: Sequence[float]) -> Text:
+    if not values:
+        return Text("validation accuracy: no version is measured yet", style="dim")
+    low, high = min(values), max(values)
+    return Text(f"{sparkline(values, CHART_WIDTH, low, high)} {low:.0%}..{high:.0%} validation", style="green")
 
 
 def _devices(fleet: Fleet) -> Table:
-    table = Table(box=None, padding=(0, 2), header_style="dim")
-    for name, justify in (("device", "left"), ("part", "left"), ("state", "left"), ("version", "right")):
-        table.add_column(name, justify=justify)  # type: ignore[arg-type]  # a literal, but mypy joins them to str
-    for name in ("accepted", "stale", "rejected", "memory", "sent"):
-        table.add_column(name, justify="right")
-    table.add_column("the int8 model says")
+    table = Table(box=None, padding=(0, 1), header_style="dim")
+    for name in ("device", "part", "state"):
+        table.add_column(name, no_wrap=True)
+    for name in ("version", "accepted", "refused", "memory", "sent"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("its int8 model says", no_wrap=True, overflow="ellipsis")
     for device in fleet.devices:
         seen = fleet.view.devices.get(device, DeviceView(device))
         health, prediction = seen.health, seen.prediction
@@ -156,7 +160,8 @@ def _devices(fleet: Fleet) -> Table:
             fleet.cast.part(device),
             Text(seen.state or "-", style=STYLES.get(seen.state, "")),
             "-" if seen.version is None else str(seen.version),
-            *(str(seen.verdicts[verdict] or "-") for verdict in ("accepted", "stale", "rejected")),
+            str(seen.verdicts["accepted"] or "-"),
+            str(seen.verdicts["stale"] + seen.verdicts["rejected"] or "-"),
             "-" if health is None else f"{health.memory_mb:.0f} MB",
             "-" if not seen.bytes_up else f"{seen.bytes_up / 1000:.0f} kB",
             "-" if prediction is None else f"{prediction.label} ({prediction.probability:.0%}, v{prediction.version})",

@@ -14,7 +14,7 @@ def _examples() -> tuple[Examples, Examples]:
 
 SPEC = ModelSpec(
     name="fan_vibration",
-    description="How weights sit on a cooler fan's blades, from four seconds of a three-axis accelerometer at 50 Hz",
+    description="Imbalance of a cooler fan, in three grades, from four seconds of a three-axis accelerometer at 50 Hz",
     licence=LICENCE,
     module=lambda: FanVibration(Config()),
     x=Input((Config.window, 3), torch.float32),

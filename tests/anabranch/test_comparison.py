@@ -88,24 +88,24 @@ def test_a_judge_measures_the_model_that_it_is_given(bundle):
         assert np.mean(list(accuracy.values())) < 0.6
 
 
-def test_the_file_for_quick_is_of_the_bundle_that_ships():
+def test_the_file_for_quick_is_of_the_bundle_that_ships(bundle):
     """After a new bundle: `python benchmarks/fan_baselines.py`."""
     page = json.loads(BASELINES.read_text())
     assert page["bundle_sha256"] == sha256(DATA).hexdigest()
     assert "benchmarks/fan_baselines.py" in page["made_by"]
-    quick = compare_quick()
+    quick = compare_quick(bundle)
     assert set(quick.pooled) == set(quick.alone) == set(SPEEDS)
     assert "fan_baselines.py" in quick.source
     assert "[0, 1, 2, 3, 4]" in quick.source
     assert quick.pooled_mean > 0.95 > quick.alone_mean
 
 
-@pytest.mark.parametrize("content", [None, "{", "[]", '{"pooled": {}}', '{"pooled": [1]}'])
-def test_a_missing_or_broken_file_is_a_clear_error(tmp_path, monkeypatch, content):
+@pytest.mark.parametrize("content", [None, "{", "[]", '{"pooled": {}}', '{"pooled": [1]}', '{"bundle_sha256": "0"}'])
+def test_a_missing_or_broken_file_is_a_clear_error(bundle, tmp_path, monkeypatch, content):
     """It names the script that makes it."""
     file = tmp_path / "fan_baselines.json"
     if content is not None:
         file.write_text(content)
     monkeypatch.setattr(comparison, "BASELINES", file)
     with pytest.raises(ConfigError, match=r"benchmarks/fan_baselines\.py"):
-        compare_quick()
+        compare_quick(bundle)

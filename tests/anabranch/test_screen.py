@@ -50,7 +50,7 @@ def test_the_picture_tells_task_devices_and_events(scene):
     for word in ("version 7", "90.0%", "buffer 1/2", "staleness 1.5", "mosquitto", "killed in mid-training"):
         assert word in text
     fan_20, fan_45 = (
-        next(line for line in text.splitlines() if line.startswith(f"  {f}")) for f in ("fan-20", "fan-45")
+        next(line for line in text.splitlines() if line.startswith(f" {f}")) for f in ("fan-20", "fan-45")
     )
     assert {"training", "6", "41", "80"} <= set(fan_20.split())
     assert "normal (97%, v7)" in fan_20

@@ -24,7 +24,7 @@ from broker_aggregator.events import (
 from broker_aggregator.fleet import KEPT_VERDICTS
 from fl_protocol.compression import encode_statistics
 from fl_protocol.messages import DeviceState, Grant, Manifest, Offer, Plan, Result, Sync, TaskStatus
-from fl_protocol.signing import seal_update
+from fl_protocol.signing import seal_update, sign_offer
 from fl_protocol.topics import Kind, build
 from fl_protocol.transfer import Outgoing
 from tests.support.fleet import FLEET, LAYOUT, Gateway, key_of, make_update, of_kind, results, tiny_bundle
@@ -371,7 +371,7 @@ def offer_of(data: bytes, chunk_size: int = 64, **changes: object) -> Offer:
         base_version=0,
         fingerprint=LAYOUT.fingerprint,
     )
-    return replace(offer, **changes)
+    return sign_offer(replace(offer, **changes), key_of("fan-0"), FLEET, build(Kind.OFFER, FLEET, device="fan-0"))
 
 
 def sealed(update) -> bytes:
@@ -407,6 +407,16 @@ def test_a_useless_update_is_told_so_at_its_offer(change, code):
     (result,) = results(effects)
     assert result.code == code
     assert not [e for e in effects if _is(e, Grant)]
+
+
+@pytest.mark.parametrize("change", [{"signature": None}, {"seq": 2}, {"base_version": 9}])
+def test_an_offer_that_its_device_did_not_sign_decides_nothing(change):
+    """Whatever it says, it gets no verdict: the device's own update stays to be judged."""
+    g = gateway()
+    effects = g.handle(Received("fan-0", replace(offer_of(b"x" * 500), **change)))
+    assert [e.message.code for e in effects if _is(e, Grant)] == ["E_SIG"]
+    assert not results(effects)
+    assert g.verdict(make_update("fan-0", 2, 0, D)).verdict == "accepted"
 
 
 def test_an_offer_beyond_every_bound_is_rejected():

@@ -318,6 +318,9 @@ def test_a_killed_broker_that_kept_its_disk_goes_on_where_it_was(lab: Lab) -> No
         lab.restart()
         assert b.connected(2).session_present
         b.expect(*[b"unacknowledged message", b"retained state"] * 2)
+        b.fence()
+        lab.cut("b")
+        b.expect(*[b"unacknowledged message", b"retained state"] * 3)
         b.acknowledge()
         b.transport.publish("x", b"and on")
         b.until(lambda: b"and on" in b.payloads)

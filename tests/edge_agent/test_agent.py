@@ -463,6 +463,9 @@ def test_a_reconnect_and_a_restarted_gateway_bring_it_again_within_two_seconds()
     rig.hear(Kind.GATEWAY, GatewayState(state="ready", boot=1, bseq=1))
     rig.wait(3)
     rig.disconnect()
+    rig.now += 1
+    assert len(updates(rig.connect() + rig.wait(2.01))) == 1
+    rig.disconnect()
     assert not updates(rig.wait(1000))
     assert len(updates(rig.connect() + rig.wait(2.01))) == 1
     assert not updates(rig.hear(Kind.GATEWAY, GatewayState(state="ready", boot=1, bseq=1)) + rig.wait(2.01))

@@ -68,6 +68,19 @@ def test_a_damaged_bundle_on_the_disk_is_fetched_again() -> None:
     assert rig.objects[BUNDLE.sha256] == BUNDLE_BYTES
 
 
+def test_a_damaged_version_on_the_disk_is_fetched_again() -> None:
+    """Also when it looks like one: the same length, every value finite."""
+    rig = Rig()
+    rig.objects[BUNDLE.sha256] = BUNDLE_BYTES
+    rig.objects[hashlib.sha256(blob_of(1)).hexdigest()] = blob_of(2)
+    rig.connect()
+    rig.desire(TASK)
+    rig.plan()
+    effects = rig.announce(1)
+    assert not all_of(e.Train, effects)
+    assert all_of(e.Train, rig.broadcast(1))
+
+
 def test_bytes_that_are_another_object_are_dropped_and_asked_for_again_later() -> None:
     """E_SHA as an event; nothing is stored or used; a minute later it is tried again, then after two."""
     rig, effects = with_task()

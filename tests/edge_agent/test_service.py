@@ -124,6 +124,7 @@ def test_a_device_learns_predicts_and_reports(bench: Bench) -> None:
     assert prediction.label in gateway.bundle.labels
     assert {"init", "ready", "training"} <= set(bench.states())
     assert all(message.ts > 0 for message in gateway.of(DeviceState))
+    bench.until(lambda: not bench.broker._sessions[DEVICE].in_flight, "every delivery acknowledged")
     bench.services.remove(service)
     service.close()
     bench.gateway.step()
@@ -255,6 +256,17 @@ def test_run_ends_when_asked_to(bench: Bench) -> None:
     assert bench.states()[-1] == "disconnected"
     retained, _ = bench.broker.retained[build(Kind.STATE, FLEET, device=DEVICE)]
     assert b"disconnected" in retained
+
+
+def test_a_training_in_hand_is_abandoned_at_the_end(bench: Bench) -> None:
+    """Nobody waits for it: its thread has ended when `close` returns."""
+    bench.fill()
+    service = bench.start(duty_cycle=0.001)
+    bench.until(lambda: "training" in bench.states(), "a training")
+    bench.services.remove(service)
+    service.close()
+    assert not service._worker._thread.is_alive()
+    assert not bench.gateway.updates
 
 
 def test_a_full_disk_loses_nothing(bench: Bench) -> None:
