@@ -67,10 +67,11 @@ def load_all(speeds: Sequence[int] = SPEEDS) -> Splits:
 
 
 def write_training_folder(speed: int, folder: Path) -> None:
-    """Write one device's training examples as `folder/fan-SPEED.npz` (keys x, y), which an agent reads."""
+    """Write what one device has: `fan-SPEED.npz` to train on, `validation-fan-SPEED.npz` for its own report."""
     folder.mkdir(parents=True, exist_ok=True)
-    x, y = load_fan(speed).train
-    np.savez(folder / f"fan-{speed}.npz", x=x, y=y)
+    splits = load_fan(speed)
+    for name, (x, y) in ((f"fan-{speed}.npz", splits.train), (f"validation-fan-{speed}.npz", splits.validation)):
+        np.savez(folder / name, x=x, y=y)
 
 
 @cache

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from broker_aggregator.config import GatewayConfig
 from fl_protocol.codec import decode_as, parse_json
+from fl_protocol.connecting import transport_to
 from fl_protocol.errors import ConfigError, ProtocolError
 from fl_protocol.keyfile import load_or_create_key
 from fl_protocol.messages import Answer, Ask
@@ -24,7 +25,7 @@ def ask_gateway(config: GatewayConfig, name: str, arguments: Mapping[str, object
     topic = build(Kind.COMMAND, config.gateway.fleet, name=name, cid=cid)
     # Microseconds since 1970 grow from one command to the next without a place to keep a counter.
     ask = Ask(name=name, arguments=dict(arguments), counter=time.time_ns() // 1000)
-    transport = config.broker.transport(f"op-{cid}", session_expiry_s=0)
+    transport = transport_to(config.broker, f"op-{cid}", session_expiry_s=0)
     host, port = config.broker.address
     payload = seal(ask, key, config.gateway.fleet, topic)
     until, why = time.monotonic() + timeout, "no answer yet"

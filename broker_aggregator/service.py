@@ -40,6 +40,7 @@ from broker_aggregator.objects import Objects
 from broker_aggregator.operations import OPERATOR, versions_of
 from broker_aggregator.store import SqliteStore
 from fl_protocol.codec import decode, encode, parse_json
+from fl_protocol.connecting import transport_to
 from fl_protocol.errors import Code, ConfigError, ProtocolError
 from fl_protocol.messages import Ask, GatewayState, Result, Signed
 from fl_protocol.signing import SigningKey, seal, unseal
@@ -86,7 +87,8 @@ class Service:
         self._pool = ThreadPoolExecutor(1, "evaluation")
         self._ticked = 0.0
         self._let_in(config.devices)
-        self.transport: Transport = config.broker.transport(
+        self.transport: Transport = transport_to(
+            config.broker,
             f"gateway-{self.fleet}",
             self._will,
             session_expiry_s=7 * 86400,

@@ -29,6 +29,7 @@ from edge_agent.sources import InputSpec
 from edge_agent.sources.folder import FolderSource
 from edge_agent.trainer import OnnxTrainer
 from fl_protocol.bundle import Bundle
+from fl_protocol.connecting import transport_to
 from fl_protocol.errors import ConfigError, ProtocolError
 from fl_protocol.mqtt import MqttTransport
 from fl_protocol.transport import Connected, Disconnected, WillOf
@@ -59,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
         ("ledger", _ledger, "print the verdicts that this device's updates got"),
     ):
         sub = commands.add_parser(name, help=description, description=description)
-        sub.add_argument("--config", type=Path, required=True, metavar="FILE", help="TOML; see docs/flash-a-fleet.md")
+        sub.add_argument("--config", type=Path, required=True, metavar="FILE", help="TOML; see docs/quickstart.md")
         sub.add_argument("--json", action="store_true", help="for programs: JSON, of logs one object a line")
         if name == "check":
             sub.add_argument("--bundle", type=Path, metavar="FILE", help="hold the data against this model's bundle")
@@ -163,21 +164,7 @@ def _source(config: AgentConfig) -> FolderSource:
 
 
 def _transport(config: AgentConfig, will: WillOf | None, suffix: str = "") -> MqttTransport:
-    broker = config.broker
-    host, port = broker.address
-    return MqttTransport(
-        host,
-        port,
-        f"{config.device.fleet}.{config.device.id}{suffix}",
-        will=will,
-        username=broker.username,
-        password=broker.password,
-        tls=broker.tls(),
-        version=broker.mqtt_version,
-        keepalive_s=broker.keepalive_s,
-        max_packet=broker.max_packet,
-        reconnect_max_s=broker.reconnect_max_s,
-    )
+    return transport_to(config.broker, f"{config.device.fleet}.{config.device.id}{suffix}", will)
 
 
 @contextmanager

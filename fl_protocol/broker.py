@@ -1,15 +1,13 @@
-"""How either side reaches its broker: the `[broker]` section, and the transport made of it."""
+"""How either side reaches its broker: the `[broker]` section. `connecting.py` makes a transport of it."""
 
 import ssl
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal, Self
 
 from msgspec import Meta
 
 from fl_protocol.errors import ConfigError
-from fl_protocol.mqtt import MqttTransport
-from fl_protocol.transport import WillOf
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +31,7 @@ class BrokerConfig:
         """Host and port."""
         return self.host, self.port or (8883 if self.ca else 1883)
 
-    def relative_to(self, base: Path) -> "BrokerConfig":
+    def relative_to(self, base: Path) -> Self:
         """The same, with the paths of TLS files starting at `base`."""
         files = {name: base / value for name in ("ca", "certificate", "key") if (value := getattr(self, name))}
         return replace(self, **files)
@@ -53,21 +51,3 @@ class BrokerConfig:
                 f"cannot use the TLS files of [broker]: {error}", "`ca`, `certificate` and `key` are PEM files"
             ) from None
         return context
-
-    def transport(self, client_id: str, will: WillOf | None = None, **options: Any) -> MqttTransport:
-        """A transport to this broker, not yet started. `options` go to `MqttTransport`. Raises `ConfigError`."""
-        host, port = self.address
-        return MqttTransport(
-            host,
-            port,
-            client_id,
-            will=will,
-            username=self.username,
-            password=self.password,
-            tls=self.tls(),
-            version=self.mqtt_version,
-            keepalive_s=self.keepalive_s,
-            max_packet=self.max_packet,
-            reconnect_max_s=self.reconnect_max_s,
-            **options,
-        )

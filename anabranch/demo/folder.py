@@ -12,7 +12,7 @@ import numpy as np
 
 from anabranch.demo.broker import HOST, Broker
 from anabranch.demo.story import Cast
-from anabranch.fan_vibration import SPEEDS, load_all, load_fan, write_training_folder
+from anabranch.fan_vibration import SPEEDS, load_all, write_training_folder
 from broker_aggregator.config import GatewayConfig, GatewaySection
 from broker_aggregator.config import load_config as load_gateway
 from edge_agent.config import load_config as load_agent
@@ -142,8 +142,6 @@ def write_devices(folder: Folder, broker: Broker, speeds: Sequence[int], cast: C
         device = device_of(speed)
         data = folder.path / device / "data"
         write_training_folder(speed, data)
-        x, y = load_fan(speed).validation
-        np.savez(data / "validation.npz", x=x, y=y)
         sections: dict[str, Mapping[str, Any]] = {
             "device": {"id": device, "fleet": FLEET, "state_dir": "state"},
             "gateway": {"public_key": believes},

@@ -56,12 +56,15 @@ def test_a_speed_that_was_not_recorded_is_refused():
         load_fan(37)
 
 
-def test_a_devices_folder_holds_its_training_examples(tmp_path):
-    write_training_folder(55, tmp_path / "fan-55")
-    (file,) = (tmp_path / "fan-55").iterdir()
-    with np.load(file) as data:
-        np.testing.assert_array_equal(data["x"], load_fan(55).train[0])
-        np.testing.assert_array_equal(data["y"], load_fan(55).train[1])
+def test_a_devices_folder_holds_its_training_examples_and_those_of_its_own_report(tmp_path):
+    write_training_folder(55, tmp_path)
+    splits = load_fan(55)
+    files = {"fan-55.npz": splits.train, "validation-fan-55.npz": splits.validation}
+    assert {file.name for file in tmp_path.iterdir()} == set(files)
+    for name, (x, y) in files.items():
+        with np.load(tmp_path / name) as data:
+            np.testing.assert_array_equal(data["x"], x)
+            np.testing.assert_array_equal(data["y"], y)
 
 
 def test_the_pool_is_all_fans():
