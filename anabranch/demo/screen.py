@@ -49,7 +49,7 @@ class Screen(Protocol):
 
 def make_screen(console: Console) -> Screen:
     """A live screen for a terminal, a plain one for everything else."""
-    return LiveScreen(console) if console.is_terminal else PlainScreen(console)
+    return LiveScreen(console) if console.is_terminal and not console.is_dumb_terminal else PlainScreen(console)
 
 
 class PlainScreen:

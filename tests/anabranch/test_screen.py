@@ -78,7 +78,7 @@ def test_without_a_terminal_there_is_a_line_now_and_then(scene):
 
 def test_a_terminal_gets_the_live_picture_and_is_left_as_it_was(scene):
     """The cursor is shown again at the end."""
-    console = Console(file=io.StringIO(), force_terminal=True, width=140, height=50)
+    console = Console(file=io.StringIO(), force_terminal=True, width=140, height=50, _environ={"TERM": "xterm"})
     screen = make_screen(console)
     assert isinstance(screen, LiveScreen)
     screen.show(scene)
@@ -110,3 +110,9 @@ def test_a_sparkline_grows_with_its_values(values):
 def test_a_sparkline_spans_all_bars():
     """0 is the lowest bar, 1 the highest; what lies outside is clipped."""
     assert sparkline([0.0, 1.0, -5.0, 7.0], 4) == f"{BARS[0]}{BARS[-1]}{BARS[0]}{BARS[-1]}"
+
+
+def test_a_terminal_that_cannot_move_its_cursor_gets_lines():
+    """TERM=dumb, as in some editors and builds."""
+    console = Console(file=io.StringIO(), force_terminal=True, _environ={"TERM": "dumb"})
+    assert isinstance(make_screen(console), PlainScreen)
