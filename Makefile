@@ -3,6 +3,8 @@
 
 PYTHON ?= python3
 VENV := .venv
+# Debian keeps mosquitto where users do not look.
+export PATH := $(PATH):/usr/local/sbin:/usr/sbin
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 TORCH_INDEX ?=

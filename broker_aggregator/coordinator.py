@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from broker_aggregator.admission import Rejected
+from broker_aggregator.announcer import Announcer
 from broker_aggregator.events import (
     Asked,
     CommitRelease,
@@ -21,7 +22,6 @@ from broker_aggregator.events import (
     Received,
     RecordUpdate,
     RecordVerdict,
-    Release,
     SaveState,
     SaveTask,
     Send,
@@ -36,15 +36,12 @@ from fl_protocol.codec import decode_as
 from fl_protocol.errors import Code, ProtocolError
 from fl_protocol.messages import (
     Chunk,
-    Desired,
     DeviceEvent,
     DeviceInfo,
     DeviceState,
     Envelope,
     Get,
     Grant,
-    Manifest,
-    Message,
     Offer,
     Result,
     Sync,
@@ -52,10 +49,9 @@ from fl_protocol.messages import (
     Verdict,
 )
 from fl_protocol.signing import unseal_update, verify_offer
-from fl_protocol.topics import Kind, Topic
+from fl_protocol.topics import Kind
 from fl_protocol.transfer import Inbox, chunk_size_for
 
-STATUS_EVERY_S = 1.0
 MIN_FREE_BYTES = 64 << 20  # of the store's disk; below it nothing is accepted
 DISK_RETRY_S = 300
 UPLOAD_BYTES = 256 << 20  # all half-received updates together
@@ -72,12 +68,14 @@ class Coordinator:
     tasks: dict[str, Task] = field(default_factory=dict)
     operator_counter: int = 0
     last_answer: Send | None = None  # to the operator
-    chunk_size: int = chunk_size_for("3.1.1", 65536)
     last_versions: dict[str, int] = field(default_factory=dict)  # of deleted tasks
     min_free_bytes: int = MIN_FREE_BYTES
     inbox: Inbox = field(default_factory=lambda: Inbox(UPLOAD_BYTES, UPLOAD_TTL_S))
+    say: Announcer = field(init=False)
     _free_bytes: int = 1 << 62
-    _said: dict[str, tuple[float, Message]] = field(default_factory=dict)  # task -> status last published
+
+    def __post_init__(self) -> None:
+        self.say = Announcer(self.fleet_name)
 
     def handle(self, event: Event, now: float) -> Iterator[Effect]:
         """What `event` asks for; `now` is a monotonic clock in seconds."""
@@ -102,86 +100,35 @@ class Coordinator:
         for task in self.tasks.values():
             yield from self.publishing(task, task.advance(now))
             for line in task.lines():
-                yield Send(self.topic(Kind.METRICS, task=line.task), line)
-            yield from self._status(task, now)
+                yield Send(self.say.topic(Kind.METRICS, task=line.task), line)
+            yield from self.say.status(task, self.fleet, now)
         for device, grant in self.inbox.next_grants(now):
-            yield self._to(device, Kind.GRANT, grant)
-
-    # --- what the fleet can read -----------------------------------------------------------------------------------
-
-    def topic(self, kind: Kind, **ids: str) -> Topic:
-        """A topic of this fleet."""
-        return Topic(kind, self.fleet_name, **ids)
-
-    def _to(self, device: str, kind: Kind, message: Message) -> Send:
-        return Send(self.topic(kind, device=device), message)
+            yield self.say.to(device, Kind.GRANT, grant)
 
     def publishing(self, task: Task, effects: Iterator[Effect]) -> Iterator[Effect]:
         """Pass effects on, each with what must be published because of it."""
         for effect in effects:
             yield effect
             if isinstance(effect, CommitRelease):
-                yield from self._announce(task, effect.release)
+                yield from self.say.release(task)
             elif isinstance(effect, SaveTask):
-                yield self.plan_of(task)
-
-    def plan_of(self, task: Task) -> Send:
-        """The task's plan, retained."""
-        return Send(self.topic(Kind.PLAN, task=task.plan.task), task.plan, retain=True)
-
-    def manifest_of(self, task: Task) -> Send:
-        """The task's current version, retained."""
-        release = task.release
-        manifest = Manifest(
-            task=release.task,
-            plan_revision=release.plan_revision,
-            version=release.version,
-            fingerprint=release.fingerprint,
-            sha256=release.sha256,
-            size=release.vector.nbytes,
-            chunk_size=self.chunk_size,
-        )
-        return Send(self.topic(Kind.MANIFEST, task=release.task, channel="stable"), manifest, retain=True)
-
-    def _announce(self, task: Task, release: Release) -> Iterator[Effect]:
-        """The manifest, then the version's blocks once for all who listen."""
-        yield self.manifest_of(task)
-        topic = self.topic(Kind.BROADCAST, task=release.task, version=str(release.version))
-        yield SendObject(topic, release.sha256, self.chunk_size)
-
-    def desired_of(self, device: str) -> Send:
-        """The tasks of a device: all of them, until selection says otherwise."""
-        desired = Desired(tasks=tuple(sorted(self.tasks)))
-        return Send(self.topic(Kind.DESIRED, device=device), desired, retain=True)
+                yield self.say.plan(task)
 
     def desired_of_all(self) -> Iterator[Effect]:
-        """Every device's tasks, after the set of tasks has changed."""
+        """Tell every device its tasks: all of them, until selection says otherwise."""
         for device in self.fleet.devices.values():
             if not device.revoked:
-                yield self.desired_of(device.id)
-
-    def _status(self, task: Task, now: float) -> Iterator[Effect]:
-        status = task.status(len(self.fleet.devices), self.fleet.num_active)
-        at, last = self._said.get(task.plan.task, (-STATUS_EVERY_S, None))
-        if status != last and (
-            now - at >= STATUS_EVERY_S or last is None or getattr(last, "state", "") != status.state
-        ):
-            self._said[task.plan.task] = (now, status)
-            yield Send(self.topic(Kind.STATUS, task=task.plan.task), status, retain=True)
-
-    def forget_status(self, task: str) -> None:
-        """Say the next status whatever was said before."""
-        self._said.pop(task, None)
+                yield self.say.desired(device.id, self.tasks)
 
     def _online(self, event: Online) -> Iterator[Effect]:
-        self.chunk_size = chunk_size_for(event.mqtt, event.max_packet)
+        self.say.chunk_size = chunk_size_for(event.mqtt, event.max_packet)
         for task in self.tasks.values():
-            yield self.plan_of(task)
-            yield self.manifest_of(task)
-            self.forget_status(task.plan.task)
+            yield self.say.plan(task)
+            yield self.say.manifest(task)
+            self.say.forget(task.plan.task)
         yield from self.desired_of_all()
         if not event.session_present:
-            yield Send(self.topic(Kind.SYNC), Sync())
+            yield Send(self.say.topic(Kind.SYNC), Sync())
 
     # --- what devices say ------------------------------------------------------------------------------------------
 
@@ -217,10 +164,10 @@ class Coordinator:
         except ProtocolError:
             return
         result = _result(update, "deferred", error.code, error.message, STRANGER_RETRY_S)
-        yield self._to(device, Kind.RESULT, result)
+        yield self.say.to(device, Kind.RESULT, result)
 
     def _envelope(self, device: Device, envelope: Envelope, num_bytes: int, now: float) -> Iterator[Effect]:
-        topic = str(self.topic(Kind.UPDATE, device=device.id))
+        topic = str(self.say.topic(Kind.UPDATE, device=device.id))
         try:
             update = unseal_update(envelope, device.public_key, self.fleet_name, topic)
         except ProtocolError as error:
@@ -234,10 +181,10 @@ class Coordinator:
         try:
             told = device.ledger(update.incarnation).find(update.seq)
         except ProtocolError as error:
-            yield self._to(device.id, Kind.RESULT, _result(update, "rejected", error.code, error.message))
+            yield self.say.to(device.id, Kind.RESULT, _result(update, "rejected", error.code, error.message))
             return
         if told is not None:
-            yield self._to(device.id, Kind.RESULT, told.repeated())
+            yield self.say.to(device.id, Kind.RESULT, told.repeated())
             return
         task = self.tasks.get(update.task)
         try:
@@ -257,7 +204,7 @@ class Coordinator:
         device.ledger(update.incarnation).record(accepted)
         task.count(accepted.verdict, num_bytes)
         yield RecordUpdate(update, accepted, num_bytes, measure.norm, measure.scale)
-        yield self._to(device.id, Kind.RESULT, accepted)
+        yield self.say.to(device.id, Kind.RESULT, accepted)
         task.accept(Buffered(update, measure.norm, measure.scale, num_bytes), now)
 
     def _refused(
@@ -269,26 +216,26 @@ class Coordinator:
         if result.final:
             device.ledger(result.incarnation).record(result)
             yield RecordVerdict(device.id, result, base_version, num_bytes)
-        yield self._to(device.id, Kind.RESULT, result)
+        yield self.say.to(device.id, Kind.RESULT, result)
 
     # --- objects larger than a packet ------------------------------------------------------------------------------
 
     def _offer(self, device: Device, offer: Offer, now: float) -> Iterator[Effect]:
         """Say at once what need not be sent; otherwise grant the first window."""
         try:
-            verify_offer(offer, device.public_key, self.fleet_name, str(self.topic(Kind.OFFER, device=device.id)))
+            verify_offer(offer, device.public_key, self.fleet_name, str(self.say.topic(Kind.OFFER, device=device.id)))
         except ProtocolError as error:
             yield Note("warning", f"{device.id}: {error}")
             refusal = Grant(sha256=offer.sha256, answer="reject", retry_in_s=STRANGER_RETRY_S, code=error.code)
-            yield self._to(device.id, Kind.GRANT, refusal)
+            yield self.say.to(device.id, Kind.GRANT, refusal)
             return
         try:
             told = device.ledger(offer.incarnation).find(offer.seq)
         except ProtocolError as error:
-            yield self._to(device.id, Kind.RESULT, _result(offer, "rejected", error.code, error.message))
+            yield self.say.to(device.id, Kind.RESULT, _result(offer, "rejected", error.code, error.message))
             return
         if told is not None:
-            yield self._to(device.id, Kind.RESULT, told.repeated())
+            yield self.say.to(device.id, Kind.RESULT, told.repeated())
             return
         task = self.tasks.get(offer.task)
         try:
@@ -305,7 +252,7 @@ class Coordinator:
         except ProtocolError as error:
             answer: Literal["full", "reject"] = "full" if error.code == Code.QUOTA else "reject"
             grant = Grant(sha256=offer.sha256, answer=answer, retry_in_s=DISK_RETRY_S, code=error.code)
-        yield self._to(device.id, Kind.GRANT, grant)
+        yield self.say.to(device.id, Kind.GRANT, grant)
 
     def _chunk(self, device: Device, chunk: Chunk, now: float) -> Iterator[Effect]:
         """One more block of an update; with the last one it is an update like any other."""
@@ -316,7 +263,7 @@ class Coordinator:
             if not reception.add(chunk, now):
                 grant = reception.next_grant(now)
                 if grant is not None:
-                    yield self._to(device.id, Kind.GRANT, grant)
+                    yield self.say.to(device.id, Kind.GRANT, grant)
                 return
             self.inbox.close(device.id, chunk.sha256)  # whatever it holds: a lie about its hash is offered anew
             data = reception.data()
@@ -325,7 +272,7 @@ class Coordinator:
             yield Note("warning", f"{device.id}: {error}")
 
     def _get(self, device: Device, get: Get) -> Iterator[Effect]:
-        topic = self.topic(Kind.CHUNK_DOWN, device=device.id)
+        topic = self.say.topic(Kind.CHUNK_DOWN, device=device.id)
         yield SendObject(topic, get.sha256, get.chunk_size, get.missing, get.window)
 
 

@@ -66,7 +66,7 @@ def answer(at: Coordinator, asked: Asked, now: float) -> Iterator[Effect]:
     except ConfigError as error:
         reply = Answer(status="failed", message=error.message[:400], hint=error.hint[:400])
     yield Note("info", f"operator: {ask.name}: {reply.status} {reply.message if reply.status == 'failed' else ''}")
-    at.last_answer = Send(at.topic(Kind.COMMAND, name=ask.name, cid=asked.cid), reply)
+    at.last_answer = Send(at.say.topic(Kind.COMMAND, name=ask.name, cid=asked.cid), reply)
     yield at.last_answer
 
 
@@ -218,13 +218,13 @@ def task_delete(at: Coordinator, arguments: Mapping[str, object], _: Bundle | No
     name = task.plan.task
     yield from task.quarantine("the task was deleted")
     del at.tasks[name]
-    at.forget_status(name)
+    at.say.forget(name)
     at.last_versions[name] = task.release.version
     yield SaveCounter(f"{LAST_VERSION}{name}", task.release.version)
     yield RemoveTask(name)
-    yield Clear(at.topic(Kind.PLAN, task=name))
-    yield Clear(at.topic(Kind.MANIFEST, task=name, channel="stable"))
-    yield Clear(at.topic(Kind.STATUS, task=name))
+    yield Clear(at.say.topic(Kind.PLAN, task=name))
+    yield Clear(at.say.topic(Kind.MANIFEST, task=name, channel="stable"))
+    yield Clear(at.say.topic(Kind.STATUS, task=name))
     yield from at.desired_of_all()
 
 
@@ -232,7 +232,7 @@ def device_allow(at: Coordinator, arguments: Mapping[str, object], _: Bundle | N
     """Let a device take part, by its public key; a known one gets the new key and is no longer revoked."""
     name, key = _text(arguments, "device"), _text(arguments, "public_key")
     try:
-        topic = at.topic(Kind.STATE, device=name)
+        topic = at.say.topic(Kind.STATE, device=name)
         str(topic)
         if len(bytes.fromhex(key)) != 32:
             raise ValueError
@@ -245,7 +245,7 @@ def device_allow(at: Coordinator, arguments: Mapping[str, object], _: Bundle | N
     device = at.fleet.devices.setdefault(name, Device(name, key))
     device.public_key, device.revoked = key, False
     yield SaveDevice(name, key)
-    yield at.desired_of(name)
+    yield at.say.desired(name, at.tasks)
 
 
 def device_revoke(at: Coordinator, arguments: Mapping[str, object], _: Bundle | None, now: float) -> Iterator[Effect]:
@@ -256,7 +256,7 @@ def device_revoke(at: Coordinator, arguments: Mapping[str, object], _: Bundle | 
     device = at.fleet.devices[name]
     at.fleet.devices[name] = replace(device, revoked=True)
     yield SaveDevice(name, device.public_key, revoked=True)
-    yield Clear(at.topic(Kind.DESIRED, device=name))
+    yield Clear(at.say.topic(Kind.DESIRED, device=name))
 
 
 Command = Callable[["Coordinator", Mapping[str, object], "Bundle | None", float], Iterator[Effect]]
