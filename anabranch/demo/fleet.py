@@ -3,7 +3,7 @@
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Self
 
@@ -91,8 +91,11 @@ class Fleet:
             if device != self.cast.late:
                 self._start_agent(device)
 
-    def turn(self, timeout: float) -> None:
-        """Take what came over MQTT within `timeout` seconds, and notice programs that fell."""
+    def turn(self, timeout: float, look: Callable[[], None] = lambda: None) -> None:
+        """Take what came over MQTT within `timeout` seconds, and notice programs that fell.
+
+        `look` is called after each message: a device is in the state `training` for a few hundredths of a second.
+        """
         monitor = self._monitor
         assert monitor is not None, "there is no broker yet"
         for incoming in monitor.receive(timeout):
@@ -101,6 +104,7 @@ class Fleet:
                     monitor.subscribe(filters(FLEET))
                 case Delivery(topic, payload, _, receipt):
                     self.view.take(topic, payload)
+                    look()
                     if receipt is not None:
                         monitor.acknowledge(receipt)
         for device, event in self.view.take_news():

@@ -150,13 +150,19 @@ def _train(fleet: Fleet, options: Options, screen: Screen, clock: _Clock) -> Non
     story = Story(fleet.cast, options.kill_gateway)
     started = time.monotonic()
     give_up = started + 60.0 * options.minutes + READY_S  # the gateway ends it at `minutes`; this is for a broken one
-    while (status := fleet.status) is None or status.state == "running":
-        seconds, version = time.monotonic() - started, status.version if status else 0
-        progress = min(1.0, max(version / options.versions, seconds / (60.0 * options.minutes)))
-        for act in story.next(fleet.view, progress):
+
+    def progress() -> float:
+        seconds, version = time.monotonic() - started, fleet.status.version if fleet.status else 0
+        return min(1.0, max(version / options.versions, seconds / (60.0 * options.minutes)))
+
+    def look() -> None:
+        for act in story.next(fleet.view, progress()):
             fleet.act(act)
-        screen.show(Scene(fleet, progress, "training", clock.seconds))
-        fleet.turn(TURN_S)
+
+    while (status := fleet.status) is None or status.state == "running":
+        look()
+        screen.show(Scene(fleet, progress(), "training", clock.seconds))
+        fleet.turn(TURN_S, look)
         if time.monotonic() > give_up:
             fleet.problems.append("the task did not end when its time was over")
             break
