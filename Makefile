@@ -50,6 +50,7 @@ check: $(VENV)/dev.installed
 
 bench: $(VENV)/dev.installed
 	$(BIN)/python benchmarks/memory.py
+	$(BIN)/python benchmarks/footprint.py
 	$(BIN)/python benchmarks/step_time.py
 	$(BIN)/python benchmarks/fan_demo.py --seeds 5
 

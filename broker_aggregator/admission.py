@@ -17,7 +17,7 @@ from fl_protocol.errors import Code, ProtocolError
 from fl_protocol.messages import Offer, Plan, Update, Verdict
 from fl_protocol.tensors import ModelLayout
 
-MIN_NORMS = 10  # before so many accepted updates nobody knows what an ordinary norm is
+MIN_NORMS = 10  # before so many accepted updates the model's own norm stands in for the ordinary one
 
 
 class Rejected(Exception):  # noqa: N818  # an answer, not an error
@@ -67,7 +67,13 @@ def base_is_plausible(update: Header, at: Standing) -> None:
 
 
 def fresh_enough(update: Header, at: Standing) -> None:
-    """Synchronous mode takes the current version only; asynchronous up to `max_staleness` versions ago."""
+    """Synchronous mode takes the current version only; asynchronous up to `max_staleness` versions ago.
+
+    What was trained before the model's present life (the task was deleted and made again, or got another model) is
+    of no use at any age.
+    """
+    if update.base_version < at.plan.origin:
+        raise Rejected("stale", Code.STALE, f"version {update.base_version} belongs to an earlier life of the task")
     staleness = at.release.version - update.base_version
     limit = at.plan.max_staleness if at.plan.mode == "asynchronous" else 0
     if staleness > limit:
@@ -103,7 +109,10 @@ def measure(update: Update, at: Standing) -> Measure:
     norm = float(np.linalg.norm(delta.astype(np.float64)))
     if not math.isfinite(norm):
         raise Rejected("rejected", Code.NAN, "the delta has a value that is not finite")
-    limit = float(at.plan.norm_limit) * float(np.median(at.recent_norms)) if len(at.recent_norms) >= MIN_NORMS else 0.0
+    size = at.layout.num_parameters
+    known = len(at.recent_norms) >= MIN_NORMS
+    own = float(np.linalg.norm(at.release.vector[:size].astype(np.float64)))
+    limit = float(at.plan.norm_limit) * (float(np.median(at.recent_norms)) if known else max(1.0, own))
     return Measure(norm, limit / norm if 0 < limit < norm else 1.0)
 
 

@@ -93,6 +93,7 @@ class Coordinator:
                 yield from self.publishing(task, task.evaluated(event.version, event.loss, event.value, now))
             case Tick():
                 self._free_bytes = event.free_bytes
+                self.inbox.expire(now)
         yield from self._turn(now)
 
     def _turn(self, now: float) -> Iterator[Effect]:

@@ -1,5 +1,7 @@
 """A version measured on examples that the gateway holds; also what runs a bundle's graphs here."""
 
+import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -34,7 +36,7 @@ class Examples:
             with np.load(path, allow_pickle=False) as file:
                 x: NDArray[Any] = file["x"]
                 y: NDArray[Any] = file["y"]
-        except (OSError, ValueError, KeyError, EOFError) as error:
+        except (OSError, ValueError, KeyError, EOFError, RuntimeError, zlib.error, zipfile.BadZipFile) as error:
             raise ConfigError(
                 f"{path} holds no examples: {type(error).__name__} {error}", "give an .npz with the arrays x and y"
             ) from None
@@ -45,8 +47,16 @@ class Examples:
             )
         if x.nbytes > MAX_EXAMPLES_BYTES:
             raise ConfigError(f"{path}: {x.nbytes} bytes of examples", f"at most {MAX_EXAMPLES_BYTES} are held here")
-        self.x = np.ascontiguousarray(x, bundle.x_dtype)
+        with np.errstate(over="ignore"):
+            self.x = np.ascontiguousarray(x, bundle.x_dtype)
         self.y = np.ascontiguousarray(y, bundle.y_dtype)
+        if not np.isfinite(self.x).all():
+            raise ConfigError(f"{path}: x has values that are not finite float32", "leave those examples out")
+        if bundle.labels and not ((self.y >= 0) & (self.y < len(bundle.labels))).all():
+            raise ConfigError(
+                f"{path}: y has labels outside 0..{len(bundle.labels) - 1}",
+                f"{bundle.name} knows {', '.join(bundle.labels)}",
+            )
 
     def __len__(self) -> int:
         return len(self.x)

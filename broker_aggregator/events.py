@@ -151,7 +151,6 @@ class SaveTask:
     evaluation: str = ""  # path of the held-out .npz on the gateway
     elapsed_s: float = 0.0
     why: str = ""
-    first_version: int = 0
 
 
 @dataclass(frozen=True)

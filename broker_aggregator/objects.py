@@ -1,6 +1,7 @@
 """What is fetched by its SHA-256: bundles on disk, versions in the store; and the evaluators made of them."""
 
 import hashlib
+import logging
 import re
 from collections import OrderedDict
 from collections.abc import Iterable
@@ -14,6 +15,7 @@ from fl_protocol.errors import ConfigError, ProtocolError
 from fl_protocol.messages import Chunk
 from fl_protocol.transfer import Outgoing
 
+log = logging.getLogger("aggregator")
 CACHED = 8
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -31,8 +33,9 @@ def add_bundle(folder: Path, source: Path) -> Bundle:
         ) from None
     except ProtocolError as error:
         raise ConfigError(f"{source} is not a sound bundle: {error}", "build it again") from None
-    if not (folder / bundle.sha256).exists():
-        write_durably(folder / bundle.sha256, data)
+    kept = folder / bundle.sha256
+    if not kept.is_file() or hashlib.sha256(kept.read_bytes()).hexdigest() != bundle.sha256:
+        write_durably(kept, data)
     return bundle
 
 
@@ -53,7 +56,10 @@ class Objects:
     def _data(self, sha256: str) -> bytes | None:
         if (self._folder / sha256).is_file():
             data = (self._folder / sha256).read_bytes()
-            return data if hashlib.sha256(data).hexdigest() == sha256 else None
+            if hashlib.sha256(data).hexdigest() == sha256:
+                return data
+            log.error("%s is damaged: copy the bundle there again, or `task change` with it", self._folder / sha256)
+            return None
         rows = self._store.query("SELECT vector FROM release WHERE sha256 = ? AND vector NOT NULL LIMIT 1", sha256)
         return bytes(rows[0]["vector"]) if rows else None
 

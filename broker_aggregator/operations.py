@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from broker_aggregator.coordinator import Coordinator
 
 OPERATOR = "operator"  # the counter of commands
+MAX_TASKS = 64  # what `Desired` holds
 LAST_VERSION = "version/"  # + task: where a deleted task's versions ended
 
 
@@ -43,7 +44,18 @@ def versions_of(counters: Mapping[str, int]) -> dict[str, int]:
     return {k.removeprefix(LAST_VERSION): v for k, v in counters.items() if k.startswith(LAST_VERSION)}
 
 
-GATEWAY_FIELDS = {"task", "revision", "state", "bundle_sha256", "bundle_size", "fingerprint", "counter", "v", "ts"}
+GATEWAY_FIELDS = {
+    "task",
+    "revision",
+    "origin",
+    "state",
+    "bundle_sha256",
+    "bundle_size",
+    "fingerprint",
+    "counter",
+    "v",
+    "ts",
+}
 
 
 def answer(at: Coordinator, asked: Asked, now: float) -> Iterator[Effect]:
@@ -85,17 +97,27 @@ def _task(at: Coordinator, arguments: Mapping[str, object]) -> Task:
     return at.tasks[name]
 
 
-def make_plan(fields: Mapping[str, Any], bundle: Bundle, bundle_size: int, before: Plan | None, name: str) -> Plan:
-    """The plan that an operator's fields ask for, on top of the one `before`. Raises `ConfigError` naming the field."""
-    known = set(to_plain(Plan(**_blank(bundle, bundle_size, name)))) - GATEWAY_FIELDS
+def make_plan(fields: Mapping[str, Any], bundle: Bundle, bundle_size: int, name: str, **kept: object) -> Plan:
+    """The plan that an operator's fields ask for; what they do not name is as the bundle and the defaults have it.
+
+    `kept` are the fields that only the gateway sets. Raises `ConfigError` naming the field.
+    """
+    base: dict[str, Any] = {
+        "task": name,
+        "revision": 1,
+        "state": "created",
+        "bundle_sha256": bundle.sha256,
+        "bundle_size": bundle_size,
+        "fingerprint": bundle.layout.fingerprint,
+        "batch_size": bundle.batch_size,
+        **kept,
+    }
+    known = set(to_plain(Plan(**base))) - GATEWAY_FIELDS
     for key in fields:
         if key not in known:
             raise ConfigError(f"the plan has no field `{key}`", f"fields: {', '.join(sorted(known))}")
-    base = to_plain(before) if before else _blank(bundle, bundle_size, name)
-    identity = {"bundle_sha256": bundle.sha256, "bundle_size": bundle_size, "fingerprint": bundle.layout.fingerprint}
-    revision = before.revision + 1 if before else 1
     try:
-        plan = from_plain(Plan, {**base, **fields, **identity, "revision": revision})
+        plan = from_plain(Plan, {**base, **fields})
         make_compressor(plan.codec, bundle.layout)
     except ProtocolError as error:
         raise ConfigError(error.message, "see docs/quickstart.md for the fields of a task file") from None
@@ -110,18 +132,6 @@ def make_plan(fields: Mapping[str, Any], bundle: Bundle, bundle_size: int, befor
     make_aggregator(plan)
     make_server_optimizer(plan)
     return plan
-
-
-def _blank(bundle: Bundle, bundle_size: int, name: str) -> dict[str, Any]:
-    return {
-        "task": name,
-        "revision": 0,
-        "state": "created",
-        "bundle_sha256": bundle.sha256,
-        "bundle_size": bundle_size,
-        "fingerprint": bundle.layout.fingerprint,
-        "batch_size": bundle.batch_size,
-    }
 
 
 def _fields(arguments: Mapping[str, object]) -> Mapping[str, Any]:
@@ -151,10 +161,12 @@ def task_create(
         build(Kind.PLAN, at.fleet_name, task=name)
     except ProtocolError as error:
         raise ConfigError(error.message, "a task's name is 1..64 of a-z, 0-9 and -") from None
-    plan = make_plan(_fields(arguments), bundle, _size(arguments), None, name)
+    if len(at.tasks) >= MAX_TASKS:
+        raise ConfigError(f"there are {MAX_TASKS} tasks already", "`task delete` one that has ended")
+    origin = at.last_versions.get(name, -1) + 1
+    plan = make_plan(_fields(arguments), bundle, _size(arguments), name, origin=origin)
     evaluation = arguments.get("evaluation")
-    first_version = at.last_versions.get(name, -1) + 1
-    task = Task.create(plan, bundle, first_version, evaluation if isinstance(evaluation, str) else "", now)
+    task = Task.create(plan, bundle, evaluation if isinstance(evaluation, str) else "", now)
     at.tasks[name] = task
     yield from at.publishing(task, iter([task.saved(now), CommitRelease(task.release)]))
     yield from at.desired_of_all()
@@ -163,18 +175,19 @@ def task_create(
 def task_change(
     at: Coordinator, arguments: Mapping[str, object], bundle: Bundle | None, now: float
 ) -> Iterator[Effect]:
-    """A new revision of a task's plan; with another model, what waits is released first and version numbers go on."""
+    """The plan as the file has it, in a new revision; with another model, what waits is released first."""
     task = _task(at, arguments)
     if bundle is None:
         raise ConfigError("the gateway no longer has the task's bundle", "name it again with `bundle`")
     size = _size(arguments) or task.plan.bundle_size
-    plan = make_plan(_fields(arguments), bundle, size, task.plan, task.plan.task)
-    other_model = plan.fingerprint != task.plan.fingerprint
-    if other_model and task.buffer:
-        while used := task.next_buffer():
-            yield from at.publishing(task, task.flush(used, now))
-    task.plan = plan
-    task.opened_at = now
+    before = task.plan
+    kept = {"revision": before.revision + 1, "state": before.state, "origin": before.origin}
+    plan = make_plan(_fields(arguments), bundle, size, before.task, **kept)
+    other_model = plan.fingerprint != before.fingerprint
+    while other_model and (used := task.next_buffer()):
+        yield from at.publishing(task, task.flush(used, now))
+    task.plan = replace(plan, origin=task.release.version + 1) if other_model else plan
+    task.layout, task.metric, task.opened_at = bundle.layout, bundle.metric, now
     if isinstance(arguments.get("evaluation"), str):
         task.evaluation = str(arguments["evaluation"])
     yield from at.publishing(task, iter([task.saved(now)]))
@@ -188,7 +201,7 @@ def task_start(at: Coordinator, arguments: Mapping[str, object], _: Bundle | Non
     if task.plan.state == "running":
         raise ConfigError(f"task {task.plan.task} is running already", "watch it with `status`")
     stop = task.plan.stop
-    if stop.versions and task.released >= stop.versions:
+    if stop.versions and task.made >= stop.versions:
         raise ConfigError(
             f"task {task.plan.task} has released its {stop.versions} versions", "raise stop.versions with `task change`"
         )
@@ -260,6 +273,7 @@ def device_revoke(at: Coordinator, arguments: Mapping[str, object], _: Bundle | 
 
 
 Command = Callable[["Coordinator", Mapping[str, object], "Bundle | None", float], Iterator[Effect]]
+NEED_BUNDLE = frozenset({"task-create", "task-change"})
 COMMANDS: Mapping[str, Command] = {
     "task-create": task_create,
     "task-change": task_change,

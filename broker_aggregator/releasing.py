@@ -49,6 +49,7 @@ def first_release(plan: Plan, layout: ModelLayout, version: int, initial: Vector
         fingerprint=layout.fingerprint,
         vector=initial,
         sha256=digest(initial),
+        share=0.0,
         optimizer=optimizer,
     )
 

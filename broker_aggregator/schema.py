@@ -18,8 +18,7 @@ SCHEMA = (
         metric TEXT NOT NULL,
         evaluation TEXT NOT NULL,   -- path of the held-out examples, or empty
         elapsed_s REAL NOT NULL,
-        why TEXT NOT NULL,
-        first_version INTEGER NOT NULL
+        why TEXT NOT NULL
     ) STRICT, WITHOUT ROWID""",
     """CREATE TABLE plan(
         task TEXT NOT NULL,

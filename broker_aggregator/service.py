@@ -37,11 +37,12 @@ from broker_aggregator.events import (
     Tick,
 )
 from broker_aggregator.objects import Objects
-from broker_aggregator.operations import OPERATOR, versions_of
+from broker_aggregator.operations import NEED_BUNDLE, OPERATOR, versions_of
 from broker_aggregator.store import SqliteStore
+from fl_protocol.bundle import Bundle
 from fl_protocol.codec import decode, encode, parse_json
 from fl_protocol.connecting import transport_to
-from fl_protocol.errors import Code, ConfigError, ProtocolError
+from fl_protocol.errors import Code, ProtocolError
 from fl_protocol.messages import Ask, GatewayState, Result, Signed
 from fl_protocol.signing import SigningKey, seal, unseal
 from fl_protocol.topics import Kind, Topic, below, build, parse
@@ -51,6 +52,7 @@ log = logging.getLogger("aggregator")
 SOFTWARE = "anabranch-gateway/0.1.0"
 TICK_S = 0.25
 COMMAND_MS = 60_000  # commands are counted in microseconds of the operator's clock: older ones have expired
+MAX_EVALUATING = 64  # versions that wait to be measured, each with its vector in memory
 POISON = 2  # crashes with the same delivery in hand
 DURABLE = get_args(Durable)
 NOBODY = "0" * 16  # the incarnation in an answer to what could not be read
@@ -85,6 +87,7 @@ class Service:
         self._suspects = store.suspects()
         self._evaluations: SimpleQueue[Evaluated | Note] = SimpleQueue()
         self._pool = ThreadPoolExecutor(1, "evaluation")
+        self._evaluating = 0
         self._ticked = 0.0
         self._let_in(config.devices)
         self.transport: Transport = transport_to(
@@ -118,9 +121,9 @@ class Service:
         try:
             while not stopping.is_set():
                 self.turn(TICK_S)
+        finally:
             state = GatewayState(state="disconnected", boot=self.boot, bseq=0, software=SOFTWARE, ts=_now_ms())
             self.transport.publish(build(Kind.GATEWAY, self.fleet), encode(state), retain=True)
-        finally:
             self.transport.close()
             self._pool.shutdown(wait=False, cancel_futures=True)
 
@@ -216,11 +219,20 @@ class Service:
         if _now_ms() - ask.counter // 1000 > COMMAND_MS:
             yield Note("warning", f"operator: {ask.name}: came {COMMAND_MS // 1000} s late, not obeyed")
             return  # it was asked while no gateway ran, and its operator was told that nobody answered
-        sha256 = ask.arguments.get("bundle_sha256")
-        if sha256 is None and (task := self.coordinator.tasks.get(str(ask.arguments.get("task")))) is not None:
-            sha256 = task.plan.bundle_sha256
-        bundle = self.objects.bundle(sha256) if isinstance(sha256, str) else None
+        bundle = self._bundle_of(ask) if ask.name in NEED_BUNDLE else None
         yield from self._decide(Asked(ask, topic.cid, bundle))
+
+    def _bundle_of(self, ask: Ask) -> Bundle | None:
+        """The bundle that a command names, or that its task has; None where it is missing or has rotted."""
+        sha256 = ask.arguments.get("bundle_sha256")
+        task = self.coordinator.tasks.get(str(ask.arguments.get("task")))
+        if sha256 is None and task is not None:
+            sha256 = task.plan.bundle_sha256
+        try:
+            return self.objects.bundle(sha256) if isinstance(sha256, str) else None
+        except ProtocolError as error:
+            log.error("bundle %s: %s", sha256, error)
+            return None
 
     def _refuse(self, delivery: Delivery, error: ProtocolError) -> Iterator[Effect]:
         """Counted, answered where there is somebody to answer, and forgotten."""
@@ -262,7 +274,10 @@ class Service:
                     self._publish(str(topic), b"", True)
                 case SendObject():
                     self._send_object(effect)
+                case Evaluate() if self._evaluating >= MAX_EVALUATING:
+                    log.warning("measuring is %d versions behind: %d is left out", MAX_EVALUATING, effect.version)
                 case Evaluate():
+                    self._evaluating += 1
                     self._pool.submit(self._evaluate, effect)
                 case Note(level, text):
                     log.log(logging.getLevelName(level.upper()), "%s", text)
@@ -289,8 +304,10 @@ class Service:
         try:
             loss, value = self.objects.evaluator(effect.bundle_sha256, effect.evaluation).measure(effect.vector)
             self._evaluations.put(Evaluated(effect.task, effect.version, loss, value))
-        except (ConfigError, ProtocolError, OSError, MemoryError) as error:
+        except Exception as error:  # whatever the file or the graph did, the fleet goes on
             self._evaluations.put(Note("error", f"cannot evaluate version {effect.version}: {error}"))
+        finally:
+            self._evaluating -= 1
 
 
 def _now_ms() -> int:

@@ -229,7 +229,7 @@ class SqliteStore(StoreReader):
     def _save_task(self, effect: SaveTask) -> None:
         plan = effect.plan
         self._db.execute(
-            "INSERT INTO task(name, layout, metric, evaluation, elapsed_s, why, first_version) VALUES (?,?,?,?,?,?,?)"
+            "INSERT INTO task(name, layout, metric, evaluation, elapsed_s, why) VALUES (?,?,?,?,?,?)"
             " ON CONFLICT(name) DO UPDATE SET layout = excluded.layout, metric = excluded.metric,"
             " evaluation = excluded.evaluation, elapsed_s = excluded.elapsed_s, why = excluded.why",
             (
@@ -239,7 +239,6 @@ class SqliteStore(StoreReader):
                 effect.evaluation,
                 effect.elapsed_s,
                 effect.why,
-                effect.first_version,
             ),
         )
         self._db.execute(

@@ -12,7 +12,7 @@ from broker_aggregator.events import Release
 from broker_aggregator.fleet import KEPT_VERDICTS, Device, Fleet
 from broker_aggregator.releasing import Buffered
 from broker_aggregator.schema import SCHEMA_VERSION
-from broker_aggregator.task import Task
+from broker_aggregator.task import KEPT_NORMS, Task
 from fl_protocol.codec import decode_as
 from fl_protocol.errors import ConfigError
 from fl_protocol.messages import DeviceState, Plan, Result, Update
@@ -97,14 +97,19 @@ class StoreReader:
         plan = self.plan(name)
         release = self.release(name)
         layout = ModelLayout.from_rows(json.loads(row["layout"]))
-        task = Task(plan, layout, row["metric"], release, row["first_version"], row["evaluation"])
+        task = Task(plan, layout, row["metric"], release, row["evaluation"])
         task.elapsed_s = max(row["elapsed_s"], release.elapsed_s)
         task.why, task.since, task.opened_at = row["why"], now, now
         in_vain = self._updates(name, "disposal IS NULL AND base_version = ?", release.version)
         task.in_vain = len(in_vain)
         task.buffer = [self._buffered(r) for r in self._updates(name, "disposal = 'buffered'")]
-        for measured in self.query("SELECT value, loss FROM release WHERE task = ? AND value NOT NULL", name):
+        for measured in self.query(
+            "SELECT value, loss FROM release WHERE task = ? AND version >= ? AND value NOT NULL ORDER BY version",
+            name,
+            plan.origin,
+        ):
             task.measured.take(measured["value"], measured["loss"])
+        task.made = self.query("SELECT count(*) AS n FROM release WHERE task = ? AND share > 0", name)[0]["n"]
         for counted in self.query(
             "SELECT json_extract(verdict, '$.verdict') AS verdict, count(*) AS n, sum(num_bytes) AS bytes"
             " FROM ledger WHERE task = ? GROUP BY 1",
@@ -113,7 +118,11 @@ class StoreReader:
             task.verdicts[counted["verdict"]] = counted["n"]
             task.bytes_up += counted["bytes"]
         norms = self.query(
-            "SELECT norm * scale AS norm FROM ledger WHERE task = ? AND norm NOT NULL ORDER BY id DESC LIMIT 50", name
+            "SELECT norm * scale AS norm FROM ledger WHERE task = ? AND base_version >= ? AND norm NOT NULL"
+            " ORDER BY id DESC LIMIT ?",
+            name,
+            plan.origin,
+            KEPT_NORMS,
         )
         task.norms.extend(r["norm"] for r in reversed(norms))
         return task

@@ -5,6 +5,8 @@ from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
+import numpy as np
+
 from broker_aggregator.admission import Measure, Standing, admit, admit_header
 from broker_aggregator.events import (
     CommitRelease,
@@ -23,6 +25,8 @@ from fl_protocol.tensors import ModelLayout
 
 KEPT_NORMS = 50
 KEPT_REPORTS = 32  # versions whose device reports are still being collected
+MAX_LISTED = 64  # devices in a metrics line, which stays under 12 KiB
+MAX_RENEWALS = 6  # doublings of the time between two
 MAX_REPORT_EXAMPLES = 1e6
 FLOAT32 = 4  # bytes
 
@@ -53,13 +57,14 @@ class Task:
     layout: ModelLayout
     metric: str
     release: Release
-    first_version: int = 0  # above 0 for a task whose name an earlier, deleted one had: versions never go back
     evaluation: str = ""
     elapsed_s: float = 0.0  # running time before `since`
     since: float = 0.0
     why: str = ""
     buffer: list[Buffered] = field(default_factory=list)
     in_vain: int = 0  # updates of this version that were refused: their devices will not train it again
+    made: int = 0  # versions made of updates; what `stop.versions` counts
+    renewals: int = 0  # since the last of those
     opened_at: float = 0.0  # when the first of the buffer came; in synchronous mode, when the version was released
     measured: Measured = field(default_factory=Measured)
     norms: deque[float] = field(default_factory=lambda: deque(maxlen=KEPT_NORMS))
@@ -70,10 +75,10 @@ class Task:
     reports: dict[int, list[tuple[float, float]]] = field(default_factory=dict)  # version -> [(examples, value)]
 
     @classmethod
-    def create(cls, plan: Plan, bundle: Bundle, first_version: int, evaluation: str, now: float) -> "Task":
-        """A new task; its first version is the bundle's initial parameters."""
-        release = first_release(plan, bundle.layout, first_version, bundle.initial)
-        return cls(plan, bundle.layout, bundle.metric, release, first_version, evaluation, since=now, opened_at=now)
+    def create(cls, plan: Plan, bundle: Bundle, evaluation: str, now: float) -> "Task":
+        """A new task; its first version, `plan.origin`, is the bundle's initial parameters."""
+        release = first_release(plan, bundle.layout, plan.origin, bundle.initial)
+        return cls(plan, bundle.layout, bundle.metric, release, evaluation, since=now, opened_at=now)
 
     # --- what it is ---
 
@@ -83,13 +88,7 @@ class Task:
 
     def saved(self, now: float) -> SaveTask:
         """The effect that makes plan and state durable."""
-        elapsed_s = self.running_s(now)
-        return SaveTask(self.plan, self.layout, self.metric, self.evaluation, elapsed_s, self.why, self.first_version)
-
-    @property
-    def released(self) -> int:
-        """How many versions it has made of updates."""
-        return self.release.version - self.first_version
+        return SaveTask(self.plan, self.layout, self.metric, self.evaluation, self.running_s(now), self.why)
 
     def reported(self) -> float | None:
         """The newest version's metric as the devices measured it on their own held-out examples."""
@@ -170,10 +169,10 @@ class Task:
             enough = self.plan.quorum if self.plan.mode == "synchronous" else 1
             if len(used) >= self.plan.buffer or (late and len(used) >= enough):
                 yield from self.flush(used, now)
-                if self.plan.stop.versions and self.released >= self.plan.stop.versions:
-                    yield from self.end("finished", f"released {self.released} versions", now)
+                if self.plan.stop.versions and self.made >= self.plan.stop.versions:
+                    yield from self.end("finished", f"released {self.made} versions", now)
                 continue
-            if late and not self.buffer and self.in_vain:
+            if not self.buffer and self.in_vain and self._quiet_s(now) >= self.plan.deadline_s:
                 yield from self.renew(now)
                 continue
             if late and self.plan.mode == "synchronous":
@@ -185,28 +184,42 @@ class Task:
         if self.plan.state == "running" and minutes and self.running_s(now) >= 60 * minutes:
             yield from self.end("finished", f"ran for {minutes} minutes", now)
 
+    def _quiet_s(self, now: float) -> float:
+        """How long nothing came of this version; one renewal after the other counts half, so that they grow rare."""
+        return (now - self.opened_at) / float(2 ** min(self.renewals, MAX_RENEWALS))
+
     def flush(self, used: Sequence[Buffered], now: float) -> Iterator[Effect]:
-        """Make the next version of `used`."""
+        """Make the next version of `used`; if it is no model, none is made, and they are quarantined."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            release = next_release(self.plan, self.layout, self.release, used, self.running_s(now))
         counted = {b.name for b in used}
         self.buffer = [b for b in self.buffer if b.name not in counted]
-        yield from self._commit(next_release(self.plan, self.layout, self.release, used, self.running_s(now)), now)
+        if not np.isfinite(release.vector).all():
+            why = f"with these, version {release.version} would not be finite"
+            self.opened_at, self.in_vain = now, self.in_vain + len(used)
+            yield Quarantine(tuple(b.name for b in used), why)
+            yield Note("error", f"{self.plan.task}: {why}; quarantined {', '.join(b.update.device for b in used)}")
+            return
+        self.made, self.renewals = self.made + 1, 0
+        yield from self._commit(release, now)
+        yield from self._measure(now)
 
     def renew(self, now: float) -> Iterator[Effect]:
         """The same parameters as a new version, for devices that have trained this one already and to no avail."""
+        self.renewals += 1
         yield from self._commit(same_again(self.release, self.plan, self.running_s(now)), now)
 
     def _commit(self, release: Release, now: float) -> Iterator[Effect]:
         self.release, self.in_vain = release, 0
         self.opened_at, self.why = now, ""
         yield CommitRelease(release)
-        yield from self._measure(now)
 
     def restart_from(self, bundle: Bundle, now: float) -> Iterator[Effect]:
-        """Another model: its initial parameters become the next version, since version numbers never go back."""
-        self.layout, self.metric = bundle.layout, bundle.metric
+        """Another model: its initial parameters become version `plan.origin`, one above the last."""
         self.measured, self.reports = Measured(), {}
         self.norms.clear()
-        yield from self._commit(first_release(self.plan, bundle.layout, self.release.version + 1, bundle.initial), now)
+        yield from self._commit(first_release(self.plan, bundle.layout, self.plan.origin, bundle.initial), now)
+        yield from self._measure(now)
 
     def _measure(self, now: float) -> Iterator[Effect]:
         """Ask for the held-out set's word on the new version; without one, the devices' own reports have to do."""
@@ -220,6 +233,8 @@ class Task:
 
     def evaluated(self, version: int, loss: float, value: float, now: float) -> Iterator[Effect]:
         """A version was measured on the held-out set: stop if that is what the plan waits for."""
+        if version < self.plan.origin:
+            return  # of the model before this one
         self.measured.take(value, loss)
         self.values[version] = (loss, value)
         yield SaveEvaluation(self.plan.task, version, loss, value)
@@ -240,7 +255,7 @@ class Task:
             task=release.task,
             version=release.version,
             updates=len(release.used),
-            devices=tuple(device for device, _, _ in release.used),
+            devices=tuple(device for device, _, _ in release.used[:MAX_LISTED]),
             staleness_mean=sum(release.staleness) / max(1, len(release.staleness)),
             staleness_max=max(release.staleness, default=0),
             num_examples=release.num_examples,

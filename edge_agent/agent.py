@@ -15,7 +15,7 @@ from edge_agent import events as e
 from edge_agent.gate import YES, GateConfig, Reading, may_train
 from edge_agent.identity import Identity
 from edge_agent.learning import Training
-from edge_agent.sending import Sending
+from edge_agent.sending import Sending, is_of_size
 from edge_agent.task import Task, Tasks
 from edge_agent.telling import Telling
 from edge_agent.training import TrainingResult
@@ -137,11 +137,11 @@ class Agent:
                 self._effects += self._tasks.take_desired(desired)
                 if first:
                     self._send_again(now)
-            case Kind.PLAN if task:
-                task.intake.take_plan(self._trust.unseal(m.Plan, name, payload) if payload else None)
-            case Kind.MANIFEST if task:
-                manifest = self._trust.unseal(m.Manifest, name, payload) if payload else None
-                task.intake.take_manifest(manifest, fresh=not delivery.retained)
+            # A cleared plan or manifest is signed by nobody, and changes nothing: a signed Desired ends a task.
+            case Kind.PLAN if task and payload:
+                self._take_plan(task, self._trust.unseal(m.Plan, name, payload), now)
+            case Kind.MANIFEST if task and payload:
+                task.intake.take_manifest(self._trust.unseal(m.Manifest, name, payload), fresh=not delivery.retained)
             case Kind.RESULT:
                 self._verdict(self._trust.unseal(m.Result, name, payload), name, now)
             case Kind.GRANT:
@@ -159,6 +159,12 @@ class Agent:
             case Kind.SYNC:
                 within_s = decode_as(m.Sync, payload).within_s
                 self._announce_at = min(self._announce_at, now + within_s * self._rng.random())
+
+    def _take_plan(self, task: Task, plan: m.Plan, now: float) -> None:
+        before = task.intake.plan
+        task.intake.take_plan(plan)
+        if task.sending and before and before.state != "running" and plan.state == "running":
+            task.sending.again(now + JITTER_S * self._rng.random())  # it was deferred while the task did not run
 
     def _verdict(self, result: m.Result, topic: str, now: float) -> None:
         task = self._tasks.get(result.task)
@@ -182,8 +188,10 @@ class Agent:
             sending.again(now + JITTER_S * self._rng.random())
 
     def _undeliverable(self, topic: str, size: int, reason: str, now: float) -> None:
-        self._telling.complain("undeliverable", Code.SIZE if size else None, f"{topic}, {size} bytes: {reason}", now)
-        if topic == self._identity.topic(Kind.UPDATE):
+        of_size = is_of_size(size, reason)
+        code = Code.SIZE if of_size else None
+        self._telling.complain("undeliverable", code, f"{topic}, {size} bytes: {reason}", now)
+        if of_size and topic == self._identity.topic(Kind.UPDATE):  # else it comes again with its growing patience
             for sending in self._tasks.sendings:
                 sending.too_large(size, now)
 

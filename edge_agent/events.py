@@ -33,14 +33,16 @@ class PendingUpdate:
     sealed: bytes
     if_accepted: Vector  # shape (P,)
     if_refused: Vector  # shape (P,)
+    origin: int = 0  # the plan's
 
 
 @dataclass(frozen=True)
 class LocalVector:
-    """A vector that stays on the device, and the layout that gives it meaning."""
+    """A vector that stays on the device; layout and origin, the life of the model, give it meaning."""
 
     fingerprint: str
     vector: Vector
+    origin: int = 0
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ class Settle:
 
 @dataclass(frozen=True)
 class Forget:
-    """The device has left the task: its update, residual and last version go; the ledger and personal state stay."""
+    """The device has left the task: its update, residual, personal state and last version go; the ledger stays."""
 
     task: str
 

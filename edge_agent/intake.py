@@ -101,21 +101,19 @@ class Intake:
         self._listening = False
         return [Unsubscribe(tuple(map(self._topic, (Kind.PLAN, Kind.MANIFEST, Kind.BROADCAST))))]
 
-    def take_plan(self, plan: Plan | None) -> None:
-        """A new plan; None: the task is gone. Raises `ProtocolError(E_SIZE)` for a bundle that no device reads."""
-        if plan is not None and plan.bundle_size > MAX_BUNDLE_BYTES:
+    def take_plan(self, plan: Plan) -> None:
+        """A new plan. Raises `ProtocolError(E_SIZE)` for a bundle that no device reads."""
+        if plan.bundle_size > MAX_BUNDLE_BYTES:
             raise ProtocolError(Code.SIZE, f"a bundle of {plan.bundle_size} bytes; at most {MAX_BUNDLE_BYTES} are read")
         self.plan = plan
-        if plan is None:
-            self.manifest = self.bundle = self.model = None
         self._review()
 
-    def take_manifest(self, manifest: Manifest | None, *, fresh: bool) -> None:
-        """A version is announced; None: nothing is. `fresh`: just now, so that its broadcast follows.
+    def take_manifest(self, manifest: Manifest, *, fresh: bool) -> None:
+        """A version is announced. `fresh`: just now, so that its broadcast follows.
 
         Raises `ProtocolError(E_DOWNGRADE)` for a version below the one that is here.
         """
-        if manifest is not None and self.model is not None and manifest.version < self.model.version:
+        if self.model is not None and manifest.version < self.model.version:
             raise ProtocolError(
                 Code.DOWNGRADE, f"version {manifest.version} after {self.model.version}; they only grow"
             )

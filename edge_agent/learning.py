@@ -34,7 +34,7 @@ class Training:
         """The update. Raises `ValueError` for a result that is not finite."""
         plan, layout, name = self.work.plan, self.work.bundle.layout, self.task.name
         delta = result.parameters - self.base.vector[: layout.num_parameters]
-        residual = self.task.residual_for(self.work.bundle)
+        residual = self.task.residual_for(self.work)
         prepared = prepare(self.work.compressor, delta, residual, clip_norm=self.work.clip_norm, rng=rng)
         statistics = encode_statistics(result.statistics)
         update = Update(
@@ -64,5 +64,6 @@ class Training:
             sealed=seal_update(update, identity.key, identity.fleet, identity.topic(Kind.UPDATE)),
             if_accepted=prepared.if_accepted,
             if_refused=prepared.if_refused,
+            origin=plan.origin,
         )
-        return SaveUpdate(pending, LocalVector(layout.fingerprint, result.personal))
+        return SaveUpdate(pending, LocalVector(layout.fingerprint, result.personal, plan.origin))

@@ -24,15 +24,15 @@ _FULL = {errno.ENOSPC, errno.EDQUOT}
 _TABLES = """
 CREATE TABLE meta     (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
 CREATE TABLE updates  (task TEXT PRIMARY KEY, incarnation TEXT, seq INTEGER, base_version INTEGER, fingerprint TEXT,
-                       num_examples INTEGER, sealed BLOB, if_accepted BLOB, if_refused BLOB);
-CREATE TABLE residuals(task TEXT PRIMARY KEY, fingerprint TEXT, vector BLOB);
-CREATE TABLE personal (task TEXT PRIMARY KEY, fingerprint TEXT, vector BLOB);
+                       num_examples INTEGER, sealed BLOB, if_accepted BLOB, if_refused BLOB, origin INTEGER);
+CREATE TABLE residuals(task TEXT PRIMARY KEY, fingerprint TEXT, vector BLOB, origin INTEGER);
+CREATE TABLE personal (task TEXT PRIMARY KEY, fingerprint TEXT, vector BLOB, origin INTEGER);
 CREATE TABLE trained  (task TEXT PRIMARY KEY, version INTEGER) WITHOUT ROWID;
 CREATE TABLE counters (topic TEXT PRIMARY KEY, counter INTEGER) WITHOUT ROWID;
 CREATE TABLE ledger   (id INTEGER PRIMARY KEY AUTOINCREMENT, task TEXT, incarnation TEXT, seq INTEGER,
                        base_version INTEGER, num_examples INTEGER, verdict TEXT, code TEXT);
 """
-_COLUMNS = "task, incarnation, seq, base_version, fingerprint, num_examples, sealed, if_accepted, if_refused"
+_COLUMNS = "task, incarnation, seq, base_version, fingerprint, num_examples, sealed, if_accepted, if_refused, origin"
 _LEDGER = ("task", "incarnation", "seq", "base_version", "num_examples", "verdict", "code")
 
 
@@ -89,7 +89,7 @@ class Outbox:
                     case Settle():
                         self._settle(effect)
                     case Forget(task):
-                        for table in ("updates", "residuals", "trained"):
+                        for table in ("updates", "residuals", "personal", "trained"):
                             self._db.execute(f"DELETE FROM {table} WHERE task = ?", [task])  # noqa: S608
                     case SaveCounter(topic, counter):
                         self._count(topic, counter)
@@ -113,11 +113,12 @@ class Outbox:
         row = (
             *(update.task, update.incarnation, update.seq, update.base_version, update.fingerprint),
             *(update.num_examples, update.sealed, _bytes(update.if_accepted), _bytes(update.if_refused)),
+            update.origin,
         )
-        self._db.execute(f"INSERT INTO updates({_COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?)", row)  # noqa: S608
+        self._db.execute(f"INSERT INTO updates({_COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?,?)", row)  # noqa: S608
         self._db.execute("INSERT OR REPLACE INTO trained VALUES (?,?)", [update.task, update.base_version])
         if personal.vector.size:
-            self._put("personal", update.task, personal.fingerprint, _bytes(personal.vector))
+            self._put("personal", update.task, personal.fingerprint, _bytes(personal.vector), personal.origin)
         self._set_meta(seq=update.seq)
 
     def _settle(self, effect: Settle) -> None:
@@ -125,9 +126,9 @@ class Outbox:
         which = "if_accepted" if result.verdict == "accepted" else "if_refused"
         mine = "task = ? AND incarnation = ? AND seq = ?"
         key = [result.task, result.incarnation, result.seq]
-        query = f"SELECT fingerprint, base_version, num_examples, {which} FROM updates WHERE {mine}"  # noqa: S608
-        for fingerprint, base, examples, residual in self._db.execute(query, key).fetchall():
-            self._put("residuals", result.task, fingerprint, residual)
+        query = f"SELECT fingerprint, origin, base_version, num_examples, {which} FROM updates WHERE {mine}"  # noqa: S608
+        for fingerprint, origin, base, examples, residual in self._db.execute(query, key).fetchall():
+            self._put("residuals", result.task, fingerprint, residual, origin)
             self._db.execute(
                 f"INSERT INTO ledger({', '.join(_LEDGER)}) VALUES (?,?,?,?,?,?,?)",  # noqa: S608
                 [*key, base, examples, result.verdict, result.code],
@@ -141,12 +142,13 @@ class Outbox:
             "INSERT INTO counters VALUES (?1,?2) ON CONFLICT DO UPDATE SET counter = max(counter, ?2)", [topic, counter]
         )
 
-    def _put(self, table: str, task: str, fingerprint: str, blob: bytes) -> None:
-        self._db.execute(f"INSERT OR REPLACE INTO {table} VALUES (?,?,?)", [task, fingerprint, blob])  # noqa: S608
+    def _put(self, table: str, task: str, fingerprint: str, blob: bytes, origin: int) -> None:
+        row = [task, fingerprint, blob, origin]
+        self._db.execute(f"INSERT OR REPLACE INTO {table} VALUES (?,?,?,?)", row)  # noqa: S608
 
     def _vectors(self, table: str) -> dict[str, LocalVector]:
-        rows = self._db.execute(f"SELECT task, fingerprint, vector FROM {table}")  # noqa: S608
-        return {task: LocalVector(fingerprint, _vector(blob)) for task, fingerprint, blob in rows}
+        rows = self._db.execute(f"SELECT task, fingerprint, vector, origin FROM {table}")  # noqa: S608
+        return {task: LocalVector(fingerprint, _vector(blob), origin) for task, fingerprint, blob, origin in rows}
 
     def _meta(self, name: str) -> Any:
         row = self._db.execute("SELECT value FROM meta WHERE name = ?", [name]).fetchone()
@@ -188,9 +190,9 @@ def _is_full(error: Exception) -> bool:
 
 
 def _pending(row: tuple[Any, ...]) -> PendingUpdate:
-    task, incarnation, seq, base, fingerprint, examples, sealed, accepted, refused = row
+    task, incarnation, seq, base, fingerprint, examples, sealed, accepted, refused, origin = row
     residuals = _vector(accepted), _vector(refused)
-    return PendingUpdate(task, incarnation, seq, base, fingerprint, examples, sealed, *residuals)
+    return PendingUpdate(task, incarnation, seq, base, fingerprint, examples, sealed, *residuals, origin)
 
 
 def _bytes(vector: Vector) -> bytes:

@@ -13,7 +13,13 @@ from fl_protocol.transport import Limits
 
 RESEND_S = (15.0, 300.0)  # silence after which it is sent again: at first, and at most
 SMALL = 4096  # bytes; a packet below this was not refused for its size
+_OF_SIZE = ("the broker takes ", "the connection ended twice")  # what `fl_protocol.queues` says of a packet too large
 FRAMING = 256  # bytes of topic and framing around an update that travels in one packet
+
+
+def is_of_size(size: int, reason: str) -> bool:
+    """Whether a packet of `size` bytes, given up for that `reason`, may have been too large."""
+    return size > SMALL and any(words in reason for words in _OF_SIZE)
 
 
 class Sending:

@@ -45,7 +45,9 @@ class Task:
             or self.pending is not None
         ):
             return None
-        if model.version <= self.trained or not self.num_examples or now < self.train_at:
+        if model.version <= self.trained or model.version < work.plan.origin:
+            return None
+        if not self.num_examples or now < self.train_at:
             return None
         return work, model
 
@@ -53,12 +55,15 @@ class Task:
         """The verdict is on the disk: the residual moves, and the next update may be made."""
         if self.pending is not None:
             residual = self.pending.if_accepted if result.verdict == "accepted" else self.pending.if_refused
-            self.residual = LocalVector(self.pending.fingerprint, residual)
+            self.residual = LocalVector(self.pending.fingerprint, residual, self.pending.origin)
         self.pending = None
 
-    def residual_for(self, bundle: Bundle) -> Vector:
-        """The kept residual, shape (P,); zero under another layout than it was made for."""
-        return _of(self.residual, bundle.layout.fingerprint, bundle.layout.num_parameters)
+    def residual_for(self, work: Work) -> Vector:
+        """The kept residual, shape (P,); zero under another layout, and in another life of the model."""
+        bundle, kept = work.bundle, self.residual
+        if kept is not None and kept.origin != work.plan.origin:
+            kept = None
+        return _of(kept, bundle.layout.fingerprint, bundle.layout.num_parameters)
 
     def personal_for(self, bundle: Bundle) -> Vector:
         """The personal entries' values, flat; zero at first and under another layout."""
@@ -78,7 +83,7 @@ class Task:
             return "sleeping", self.examples_why
         if intake.plan.state != "running":
             return "ready", f"the task is {intake.plan.state}"
-        if intake.model is None:
+        if intake.model is None or intake.model.version < intake.plan.origin:
             return "ready", "fetching the model"
         if self.failures:
             return "sleeping", "training failed; trying again"

@@ -244,6 +244,7 @@ class Plan(Signed):
 
     task: Id
     revision: Count
+    origin: Count = 0  # the version that this life of the model began with; what came of an earlier one is stale
     state: TaskState
     bundle_sha256: Sha256
     bundle_size: ObjectSize

@@ -20,17 +20,7 @@ def checked(file: Path, x: NDArray[Any], y: NDArray[Any], spec: InputSpec) -> Ex
             )
     if len(x) != len(y):
         raise ConfigError(f"{file}: x has {len(x)} examples and y has {len(y)}", "give one y to each x")
-    for name, array, dtype in (("x", x, spec.x_dtype), ("y", y, spec.y_dtype)):
-        if not np.can_cast(array.dtype, dtype, "same_kind") and array.dtype.kind not in "iu":
-            raise ConfigError(
-                f"{file}: {name} is of type {array.dtype}; the model wants {dtype}", f"save {name} as {dtype}"
-            )
-        bad = _first(~np.isfinite(array)) if array.dtype.kind == "f" else None
-        if bad is not None:
-            raise ConfigError(
-                f"{file}: {name} is not finite in row {bad[0]}, at {list(bad[1:])}",
-                "leave that example out, or fill the gap",
-            )
+    examples = Examples(_cast(file, "x", x, spec.x_dtype), _cast(file, "y", y, spec.y_dtype))
     if spec.labels:
         bad = _first((y < 0) | (y >= len(spec.labels)))
         if bad is not None:
@@ -38,7 +28,7 @@ def checked(file: Path, x: NDArray[Any], y: NDArray[Any], spec: InputSpec) -> Ex
                 f"{file}: the label in row {bad[0]} is {y[bad]}; this model knows 0..{len(spec.labels) - 1}",
                 f"they mean {', '.join(spec.labels)[:200]}",
             )
-    return Examples(np.ascontiguousarray(x, spec.x_dtype), np.ascontiguousarray(y, spec.y_dtype))
+    return examples
 
 
 def too_large(file: Path, size: int, left: int) -> ConfigError:
@@ -47,6 +37,23 @@ def too_large(file: Path, size: int, left: int) -> ConfigError:
         f"{file} needs {size / 2**20:.1f} MB of memory; {left / 2**20:.1f} MB are left of `max_bytes`",
         "move older files away, or raise `max_bytes` in [data]",
     )
+
+
+def _cast(file: Path, name: str, array: NDArray[Any], dtype: str) -> NDArray[Any]:
+    """`array` in the model's type, in which every value is finite."""
+    if not np.can_cast(array.dtype, dtype, "same_kind") and array.dtype.kind not in "iu":
+        raise ConfigError(
+            f"{file}: {name} is of type {array.dtype}; the model wants {dtype}", f"save {name} as {dtype}"
+        )
+    with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite, and is found below
+        cast = np.ascontiguousarray(array, dtype)
+    bad = _first(~np.isfinite(cast)) if cast.dtype.kind == "f" else None
+    if bad is not None:
+        raise ConfigError(
+            f"{file}: {name} is not finite in row {bad[0]}, at {list(bad[1:])}, as {dtype}",
+            "leave that example out, or fill the gap",
+        )
+    return cast
 
 
 def _first(wrong: NDArray[np.bool_]) -> tuple[int, ...] | None:

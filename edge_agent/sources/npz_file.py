@@ -2,6 +2,7 @@
 
 import math
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ def read_npz(file: Path, spec: InputSpec, label: str, left: int) -> Examples:  #
         with zipfile.ZipFile(file) as archive:
             x = _read_array(file, archive, "x", left)
             y = _read_array(file, archive, "y", left - x.nbytes)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, NotImplementedError) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, RuntimeError) as error:
         raise ConfigError(
             f"{file} is not a readable .npz file: {error}", "write it with numpy.savez(file, x=..., y=...)"
         ) from None

@@ -118,6 +118,37 @@ def test_a_delta_of_absurd_norm_counts_as_much_as_five_ordinary_ones():
     np.testing.assert_allclose(g.task.release.vector[:3], expected, rtol=1e-5)
 
 
+def test_the_first_deltas_are_held_against_the_model_itself():
+    """Before ten norms are known: two updates of 3e38 must not make the model infinite."""
+    g = gateway(buffer=1)
+    own = np.linalg.norm(g.task.release.vector[:3])
+    for seq in (1, 2):
+        assert g.verdict(make_update("fan-0", seq, 0, [3e38, 3e38, 3e38])).verdict == "accepted"
+    assert np.isfinite(g.task.release.vector).all()
+    assert np.linalg.norm(g.task.release.vector[:3]) < 40 * own
+    assert g.verdict(make_update("fan-1", 1, 2, D)).verdict == "accepted"
+
+
+def test_a_step_that_would_not_be_finite_is_quarantined():
+    """With whatever optimizer: the version before stays, and training goes on from it."""
+    g = gateway(buffer=1, server_learning_rate="100", norm_limit="1e12")
+    g.task.release = replace(g.task.release, vector=np.full(5, 3e38, np.float32))
+    effects = g.send(make_update("fan-0", 1, 0, [3e38, 3e38, 3e38]))
+    assert len(of_kind(effects, Quarantine)) == 1
+    assert not of_kind(effects, CommitRelease)
+    assert not g.task.buffer
+
+
+def test_renewals_grow_rare_and_are_no_versions_made():
+    """One device that is always refused must not turn versions over for all others."""
+    g = gateway(deadline_s=10, stop={"versions": 1})
+    for seq in range(200):
+        g.now += 10
+        g.send(make_update("fan-0", seq, g.task.release.version, D, payload=b""))
+    assert 3 <= g.task.release.version <= 9
+    assert (g.task.made, g.task.plan.state) == (0, "running")
+
+
 def test_a_version_that_only_brought_refusals_is_published_again():
     """A device trains each version once: without this, a fleet whose updates were all refused would stand for ever."""
     g = gateway(deadline_s=10)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from broker_aggregator.events import Asked, Clear, CommitRelease, Quarantine, RemoveTask, SaveCounter, Send
+from broker_aggregator.events import Asked, Clear, CommitRelease, Evaluated, Quarantine, RemoveTask, SaveCounter, Send
 from fl_protocol.messages import Answer, Ask, Desired, Manifest, Plan
 from fl_protocol.tensors import ModelLayout, TensorEntry
 from fl_protocol.topics import Kind
@@ -145,11 +145,54 @@ def test_a_task_that_ended_goes_on_from_a_new_version():
     g.send(make_update("fan-0", 1, 0, D))
     last = g.task.release
     assert g.ask("task-start", task="fan").status == "failed"
-    g.ask("task-change", tiny_bundle(), task="fan", plan={"stop": {"versions": 3}})
+    g.ask("task-change", tiny_bundle(), task="fan", plan={"buffer": 1, "stop": {"versions": 3}})
     assert g.ask("task-start", task="fan").status == "successful"
     assert (g.task.release.version, g.task.release.sha256) == (2, last.sha256)
     g.send(make_update("fan-0", 2, 2, D))
-    assert (g.task.release.version, g.task.plan.state) == (3, "finished")
+    assert (g.task.release.version, g.task.plan.state) == (3, "running")  # a renewal is no version made of updates
+    g.send(make_update("fan-0", 3, 3, D))
+    assert (g.task.release.version, g.task.plan.state) == (4, "finished")
+
+
+def test_what_came_of_an_earlier_life_of_a_task_is_stale():
+    """Deleted and made again, or given another model and the first one back: an old base means other parameters."""
+    g = gateway().start(buffer=1)
+    g.send(make_update("fan-0", 1, 0, D))
+    g.ask("task-delete", task="fan")
+    g.start(buffer=1)
+    assert g.task.plan.origin == g.task.release.version == 2
+    assert g.verdict(make_update("fan-1", 1, 1, D)).verdict == "stale"
+    g.ask("task-change", tiny_bundle(OTHER, "other"), task="fan", plan={"buffer": 1})
+    g.ask("task-change", tiny_bundle(), task="fan", plan={"buffer": 1})
+    assert g.task.plan.origin == g.task.release.version == 4
+    assert g.verdict(make_update("fan-1", 2, 2, D)).verdict == "stale"
+    assert g.verdict(make_update("fan-1", 3, 4, D)).verdict == "accepted"
+
+
+def test_a_late_measurement_of_the_model_before_ends_nothing():
+    """Evaluation runs beside: the old model's value always comes after the change."""
+    g = gateway()
+    g.ask("task-create", tiny_bundle(), task="fan", plan={"stop": {"metric": "0.9"}}, evaluation="/out.npz")
+    g.ask("task-start", task="fan")
+    g.ask("task-change", tiny_bundle(OTHER, "other"), task="fan", plan={"stop": {"metric": "0.9"}})
+    g.handle(Evaluated("fan", 0, 0.1, 0.95))
+    assert (g.task.plan.state, g.task.measured.best) == ("running", None)
+
+
+def test_a_changed_plan_is_what_its_file_says():
+    """A field that is no longer named is the default again; the bundle's batch size is the new bundle's."""
+    g = gateway().start(buffer=2, stop={"versions": 3}, hyper={"learning_rate": "0.5"}, batch_size=7)
+    g.ask("task-change", tiny_bundle(), task="fan", plan={"buffer": 3})
+    plan = g.task.plan
+    assert (plan.buffer, plan.stop.versions, plan.hyper, plan.batch_size) == (3, 0, {}, 4)
+
+
+def test_more_tasks_than_a_device_can_be_told_of_are_refused():
+    """`Desired` holds 64."""
+    g = gateway()
+    for i in range(64):
+        assert g.ask("task-create", tiny_bundle(), task=f"t{i}").status == "successful"
+    assert "64 tasks" in g.ask("task-create", tiny_bundle(), task="t64").message
 
 
 def test_a_device_let_in_is_told_its_tasks_and_a_revoked_one_none():

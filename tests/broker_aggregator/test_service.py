@@ -267,6 +267,24 @@ def test_a_message_that_the_process_does_not_survive_twice_is_put_aside(config, 
     assert poison in next((config.gateway.data_dir / "quarantine").iterdir()).read_bytes()
 
 
+def test_a_rotten_bundle_stops_no_command_and_is_mended_by_adding_it_again(service, fan, config):
+    """One flipped bit on the gateway's disk: `task pause` works, and copying the bundle again heals it."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    bundle = create_task(config, service)
+    kept = config.bundles / bundle.sha256
+    data = bytearray(kept.read_bytes())
+    data[1000] ^= 1
+    kept.write_bytes(data)
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(ask_gateway, config, "task-pause", {"task": "fan"})
+        wait_until(lambda: service.turn(0.01) or answer.done(), 20, "the answer")
+    assert answer.result().status == "successful"
+    assert not list(service.objects.chunks(bundle.sha256, 16384, None, 0))
+    assert add_bundle(config.bundles, BUNDLE_FILE).sha256 == bundle.sha256
+    assert list(service.objects.chunks(bundle.sha256, 16384, None, 0))
+
+
 def run_gateway(config_file: Path) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         [sys.executable, "-m", "broker_aggregator", "run", "--config", str(config_file)],

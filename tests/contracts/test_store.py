@@ -13,14 +13,15 @@ import numpy as np
 import pytest
 
 from broker_aggregator.coordinator import Coordinator
-from broker_aggregator.events import CommitRelease, Durable, Quarantine, SaveDevice
+from broker_aggregator.events import CommitRelease, Durable, Evaluated, Quarantine, SaveDevice
 from broker_aggregator.operations import OPERATOR, versions_of
 from broker_aggregator.reading import devices, replay, status
 from broker_aggregator.service import DURABLE
 from broker_aggregator.store import SqliteStore
 from broker_aggregator.store_reader import StoreReader
 from fl_protocol.errors import ConfigError
-from tests.support.fleet import FLEET, Gateway, key_of, make_update
+from fl_protocol.tensors import ModelLayout, TensorEntry
+from tests.support.fleet import FLEET, Gateway, key_of, make_update, tiny_bundle
 
 FANS = [f"fan-{i}" for i in range(4)]
 
@@ -55,7 +56,8 @@ def feed(g: Gateway, store: SqliteStore, rng: np.random.Generator, count: int) -
         fan = str(rng.choice(FANS))
         age = int(rng.integers(0, 3))
         delta = rng.normal(size=3) * 0.1
-        keep(store, g.send(make_update(fan, g.counter, max(0, g.task.release.version - age), delta)))
+        base = max(g.task.plan.origin, g.task.release.version - age)
+        keep(store, g.send(make_update(fan, g.counter, base, delta)))
 
 
 def reloaded(store: SqliteStore, now: float = 0.0) -> Coordinator:
@@ -75,7 +77,7 @@ def test_a_restart_goes_on_where_the_last_transaction_ended(store):
     g = started(store)
     feed(g, store, np.random.default_rng(1), 25)
     again = Gateway(reloaded(store), g.now, counter=g.counter)
-    for attribute in ("plan", "layout", "metric", "buffer", "verdicts", "bytes_up", "first_version"):
+    for attribute in ("plan", "layout", "metric", "buffer", "verdicts", "bytes_up", "made"):
         assert getattr(again.task, attribute) == getattr(g.task, attribute), attribute
     assert again.task.release.sha256 == g.task.release.sha256
     assert list(again.task.norms) == pytest.approx(list(g.task.norms))
@@ -88,6 +90,20 @@ def test_a_restart_goes_on_where_the_last_transaction_ended(store):
             gateway.send(make_update(fan, 1000, gateway.task.release.version, [1, 2, 3]))
     assert again.task.release.version > 5
     assert again.task.release.sha256 == g.task.release.sha256
+
+
+def test_a_restart_remembers_nothing_of_the_model_before(store):
+    """Another model's metric would end the new one by `plateau`, and its norms clip the new one's deltas."""
+    g = started(store, buffer=1)
+    feed(g, store, np.random.default_rng(8), 3)
+    keep(store, list(g.coordinator.handle(Evaluated("fan", 2, 0.1, 0.92), g.now)))
+    other = tiny_bundle(ModelLayout((TensorEntry("v", (5,), "parameter"),)), "other")
+    g.effects.clear()
+    g.ask("task-change", other, task="fan", plan={"buffer": 1})
+    keep(store, g.effects)
+    again = reloaded(store).tasks["fan"]
+    assert (again.measured, list(again.norms)) == (g.task.measured, list(g.task.norms))
+    assert (again.measured.best, again.made) == (None, 3)
 
 
 def test_every_release_is_made_again_bit_for_bit(store):

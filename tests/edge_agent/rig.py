@@ -242,7 +242,7 @@ class Rig:
             case e.Settle(update, result, name):
                 row = pending.pop(update.task)
                 residual = row.if_accepted if result.verdict == "accepted" else row.if_refused
-                residuals[update.task] = e.LocalVector(row.fingerprint, residual)
+                residuals[update.task] = e.LocalVector(row.fingerprint, residual, row.origin)
                 counters[name] = result.counter
             case e.Forget(task):
                 for table in (pending, residuals, trained):

@@ -12,6 +12,7 @@ from edge_agent.events import Guess
 from edge_agent.gate import Reading
 from fl_protocol.compression.float16 import decode_statistics
 from fl_protocol.compression.pipeline import make_compressor
+from fl_protocol.errors import ProtocolError
 from fl_protocol.messages import (
     Chunk,
     DeviceInfo,
@@ -25,10 +26,11 @@ from fl_protocol.messages import (
     Result,
     Sync,
 )
+from fl_protocol.queues import Outgoing, Packet
 from fl_protocol.signing import seal
 from fl_protocol.topics import Kind
 from fl_protocol.transfer import Inbox
-from fl_protocol.transport import Delivery, Undeliverable
+from fl_protocol.transport import Delivery, Limits, Undeliverable
 from tests.edge_agent.rig import (
     BUNDLE,
     BUNDLE_BYTES,
@@ -159,6 +161,26 @@ def test_a_cleared_desired_suspends_and_loses_nothing() -> None:
     assert rig.restored.pending
     again = updates(rig.desire(TASK) + rig.wait(1))
     assert [u.seq for u in again] == [update.seq]
+
+
+def test_a_cleared_plan_and_manifest_change_nothing() -> None:
+    """Nor are they signed by anybody: versions are trained, and verdicts taken, while `desired` names the task."""
+    rig = Rig()
+    (update,) = updates(rig.train(rig.ready_to_train()))
+    before = rig.restored
+    for kind in (Kind.PLAN, Kind.MANIFEST):
+        assert not rig.hear(kind, b"")
+    assert rig.restored == before
+    rig.verdict(update, "accepted")
+    assert not rig.restored.pending
+    rig.announce(1)
+    rig.hear(Kind.MANIFEST, b"")
+    order = the(e.Train, rig.broadcast(1))
+    rig.hear(Kind.PLAN, b"")
+    assert updates(rig.train(order))
+    rig.desire()
+    assert not rig.restored.pending
+    assert not updates(rig.wait(1000))
 
 
 def test_tasks_take_turns() -> None:
@@ -386,7 +408,7 @@ def test_health_is_told_now_and_then() -> None:
 def test_a_final_verdict_settles_the_residual_once(verdict: str) -> None:
     """accepted: what the codec left out is kept; stale and rejected: what was refused is. A repeat changes nothing."""
     rig = Rig()
-    effects = rig.train(rig.ready_to_train())
+    effects = rig.train(rig.ready_to_train(5, origin=5))
     pending, (update,) = the(e.SaveUpdate, effects).update, updates(effects)
     effects = rig.verdict(update, verdict, code="" if verdict == "accepted" else "E_STALE")
     assert the(e.Settle, effects).result.verdict == verdict
@@ -394,7 +416,7 @@ def test_a_final_verdict_settles_the_residual_once(verdict: str) -> None:
     np.testing.assert_array_equal(rig.restored.residuals[TASK].vector, expected)
     assert not rig.restored.pending
     assert not all_of(e.Settle, rig.verdict(update, "rejected", repeat=True))
-    order = the(e.Train, rig.announce(1) + rig.broadcast(1))
+    order = the(e.Train, rig.announce(6) + rig.broadcast(6))
     effects = rig.train(order, seed=1)
     delta = result_of(order.base, 1).parameters - order.base[:P]
     step = the(e.SaveUpdate, effects).update
@@ -412,6 +434,19 @@ def test_deferred_is_not_final() -> None:
     (again,) = sent(Kind.UPDATE, rig.wait(2))
     assert again.message == first.message
     assert rig.restored.pending
+
+
+def test_a_task_that_runs_again_waits_for_no_deferral() -> None:
+    """paused: deferred by a minute; running again: sent within two seconds. An unchanged state brings nothing."""
+    rig = Rig()
+    (update,) = updates(rig.train(rig.ready_to_train()))
+    rig.plan(revision=2, state="paused")
+    rig.verdict(update, "deferred", retry_in_s=60)
+    assert not updates(rig.plan(revision=3, state="paused") + rig.wait(2.01))
+    effects = rig.plan(revision=4)
+    assert not updates(effects)  # the fleet spreads
+    assert len(updates(rig.wait(2.01))) == 1
+    assert not updates(rig.plan(revision=5) + rig.wait(2.01))
 
 
 def test_verdicts_on_anything_else_are_ignored() -> None:
@@ -436,6 +471,51 @@ def test_another_fingerprint_starts_with_no_residual() -> None:
     (update,) = updates(rig.train(order))
     delta = make_compressor(update.codec, BUNDLE.layout).decompress(update.payload)
     np.testing.assert_array_equal(delta, result_of(order.base).parameters - order.base[:P])
+
+
+def test_another_life_of_the_model_starts_with_no_residual() -> None:
+    """A task deleted and created again while the device was away: it still has its name, but another origin."""
+    rig = Rig()
+    accepted_once(rig)
+    assert np.any(rig.restored.residuals[TASK].vector)
+    rig.disconnect()
+    rig.connect()
+    rig.plan(codec={"name": "none"}, revision=2, origin=9)
+    order = the(e.Train, rig.announce(9) + rig.broadcast(9))
+    (update,) = updates(rig.train(order))
+    delta = make_compressor(update.codec, BUNDLE.layout).decompress(update.payload)
+    np.testing.assert_array_equal(delta, result_of(order.base).parameters - order.base[:P])
+    assert rig.restored.pending[0].origin == 9
+    rig.verdict(update, "accepted")
+    assert rig.restored.residuals[TASK].origin == 9
+
+
+def test_an_update_of_an_earlier_life_leaves_its_residual_there() -> None:
+    """Refused after the task began anew: what is kept of it is not added to the new model."""
+    rig = Rig()
+    (old,) = updates(rig.train(rig.ready_to_train()))
+    rig.plan(codec={"name": "none"}, revision=2, origin=9)
+    rig.announce(9)
+    rig.broadcast(9)
+    order = the(e.Train, rig.verdict(old, "stale", code="E_STALE"))
+    (update,) = updates(rig.train(order, seed=1))
+    delta = make_compressor(update.codec, BUNDLE.layout).decompress(update.payload)
+    np.testing.assert_array_equal(delta, result_of(order.base, 1).parameters - order.base[:P])
+
+
+def test_a_version_of_an_earlier_life_is_not_trained_from() -> None:
+    """Its delta would be kept as the new life's residual."""
+    rig = Rig()
+    rig.connect()
+    rig.desire(TASK)
+    rig.objects[BUNDLE.sha256] = BUNDLE_BYTES
+    rig.plan(state="paused")
+    rig.announce(3)
+    rig.broadcast(3)
+    effects = rig.plan(revision=2, origin=9)
+    assert not all_of(e.Train, effects)
+    assert states(effects)[-1].why == "fetching the model"
+    assert all_of(e.Train, rig.announce(9) + rig.broadcast(9))
 
 
 # --- sending again -----------------------------------------------------------------------------------------------
@@ -519,15 +599,74 @@ def test_a_grant_that_says_wait_is_waited_for() -> None:
     assert len(sent(Kind.OFFER, rig.wait(2))) == 1
 
 
-def test_an_update_that_the_broker_will_not_carry_goes_in_chunks() -> None:
+def given_up_for_its_size(how: str, name: str, payload: bytes) -> Undeliverable:
+    """What the transport's own queue says of a packet that is too large."""
+    queue, packet, small = Outgoing(), Packet(name, payload, 1, retain=False), Limits("5", 4096)
+    match how:
+        case "above the limit":
+            queue.connected(small)
+            with pytest.raises(ProtocolError) as caught:
+                queue.put(packet)
+            return Undeliverable(name, len(payload), caught.value.message)
+        case "above the next limit":
+            queue.put(packet)
+            (event,) = queue.connected(small)
+        case "two connections ended":
+            queue.put(packet)
+            for mid in (1, 2):
+                queue.connected(Limits("5", 1 << 20))
+                assert queue.take() is packet
+                queue.sent(mid, packet)
+                events = queue.disconnected()
+            (event,) = events
+    return event
+
+
+@pytest.mark.parametrize("how", ["above the limit", "above the next limit", "two connections ended"])
+def test_an_update_that_the_broker_will_not_carry_goes_in_chunks(how: str) -> None:
     """Undeliverable: said as an event, and offered instead."""
     rig = Rig()
     (send,) = sent(Kind.UPDATE, rig.train(rig.ready_to_train(codec={"name": "none"})))
     assert isinstance(send.message, bytes)
     assert len(send.message) > 4096
-    effects = rig.do(Undeliverable(send.topic, len(send.message), "the broker closed the connection twice"))
-    assert complaints(effects)[0].event == "undeliverable"
+    effects = rig.do(given_up_for_its_size(how, send.topic, send.message))
+    assert [(c.event, c.code) for c in complaints(effects)] == [("undeliverable", "E_SIZE")]
     assert len(sent(Kind.OFFER, effects)) == 1
+
+
+@pytest.mark.parametrize("codec", ["none", "uq"])
+@pytest.mark.parametrize(
+    "reason", ["the broker refused it: Not authorized", "4096 messages, 33554432 bytes wait already"]
+)
+def test_an_update_refused_for_another_reason_keeps_its_patience(codec: str, reason: str) -> None:
+    """No permission, no room: chunks would fare no better, and nothing is sent again at once."""
+    rig = Rig()
+    options = {"name": codec} if codec == "none" else {"name": codec, "step": "1.0"}
+    (send,) = sent(Kind.UPDATE, rig.train(rig.ready_to_train(codec=options)))
+    assert isinstance(send.message, bytes)
+    times, sends = [rig.now], [send]
+    while len(times) < 5:
+        for again in sends:
+            effects = rig.do(Undeliverable(again.topic, len(send.message) + 40, reason))
+            assert not [c for c in complaints(effects) if c.code]
+            assert not sent(Kind.UPDATE, effects) + sent(Kind.OFFER, effects)
+        effects = rig.wait(1)
+        assert not sent(Kind.OFFER, effects)
+        if sends := sent(Kind.UPDATE, effects):
+            times.append(rig.now)
+    assert complaints(rig.asked)[0].event == "undeliverable"
+    assert all(later >= 11 * 2**n for n, later in enumerate(np.diff(times)))
+
+
+def test_a_small_update_was_not_given_up_for_its_size() -> None:
+    """The connection ended twice with it in hand: the link is bad, and chunks would be larger."""
+    rig = Rig()
+    (send,) = sent(Kind.UPDATE, rig.train(rig.ready_to_train()))
+    assert isinstance(send.message, bytes)
+    assert len(send.message) <= 4000
+    effects = rig.do(given_up_for_its_size("two connections ended", send.topic, send.message))
+    assert [c.code for c in complaints(effects)] == [""]
+    assert not updates(effects + rig.wait(10))
 
 
 # --- whom it believes --------------------------------------------------------------------------------------------

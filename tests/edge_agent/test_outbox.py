@@ -21,7 +21,7 @@ VECTOR = np.arange(1000, dtype=np.float32)
 
 def update(seq: int, task: str = "t", incarnation: str = "0" * 16) -> PendingUpdate:
     """An update whose residuals say which verdict they are for."""
-    return PendingUpdate(task, incarnation, seq, seq + 10, "f" * 32, 9, b"sealed", VECTOR, -VECTOR)
+    return PendingUpdate(task, incarnation, seq, seq + 10, "f" * 32, 9, b"sealed", VECTOR, -VECTOR, origin=7)
 
 
 def save(seq: int, task: str = "t") -> SaveUpdate:
@@ -65,7 +65,7 @@ def test_an_update_survives_until_its_verdict(tmp_path: Path) -> None:
     np.testing.assert_array_equal(pending.if_accepted, VECTOR)
     np.testing.assert_array_equal(pending.if_refused, -VECTOR)
     np.testing.assert_array_equal(restored.personal["t"].vector, VECTOR[:3])
-    assert (restored.seq, restored.trained) == (1, {"t": 11})
+    assert (restored.seq, restored.trained, pending.origin) == (1, {"t": 11}, 7)
 
 
 @pytest.mark.parametrize("verdict", ["accepted", "stale", "rejected"])
@@ -83,6 +83,7 @@ def test_a_verdict_moves_the_residual_and_is_kept_in_the_ledger(tmp_path: Path, 
     assert not restored.pending
     assert restored.counters == {"results": 1}
     np.testing.assert_array_equal(restored.residuals["t"].vector, VECTOR if verdict == "accepted" else -VECTOR)
+    assert (restored.residuals["t"].fingerprint, restored.residuals["t"].origin) == ("f" * 32, 7)
 
 
 def test_a_verdict_on_an_update_that_is_not_here_writes_no_ledger(tmp_path: Path) -> None:
@@ -114,7 +115,7 @@ def test_leaving_a_task_forgets_it_alone(tmp_path: Path) -> None:
     outbox.apply(Forget("a"))
     restored = outbox.start()
     assert [p.task for p in restored.pending] == ["b"]
-    assert set(restored.trained) == set(restored.residuals) == {"b"}
+    assert set(restored.trained) == set(restored.residuals) == set(restored.personal) == {"b"}
     assert len(outbox.ledger()) == 2
 
 

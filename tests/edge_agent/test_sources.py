@@ -117,6 +117,17 @@ def test_values_that_are_not_finite(tmp_path: Path) -> None:
     assert "not finite in row 13, at [1, 2]" in complaint(tmp_path)
 
 
+def test_values_beyond_the_models_type(tmp_path: Path) -> None:
+    """A finite float64 that float32 does not reach: no infinity is trained on."""
+    x = np.zeros((20, 2, 3))
+    x[4, 0, 1] = 1e39
+    save(tmp_path / "a.npz", x=x)
+    assert "not finite in row 4, at [0, 1], as float32" in complaint(tmp_path)
+    spec = InputSpec((2, 3), "float32", (), "float32", ())
+    save(tmp_path / "a.npz", y=np.full(20, -1e39))
+    assert "y is not finite in row 0" in complaint(tmp_path, spec)
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
@@ -176,6 +187,34 @@ def test_a_truncated_npz_at_every_length(tmp_path: Path) -> None:
     for length in range(0, len(data), 7):
         (tmp_path / "a.npz").write_bytes(data[:length])
         assert complaint(tmp_path)
+
+
+@pytest.mark.parametrize("write", [np.savez, np.savez_compressed])
+def test_an_npz_damaged_anywhere(tmp_path: Path, write: Any) -> None:
+    """One byte is wrong: a complaint, unless nothing depends on it; never anything else."""
+    write(tmp_path / "whole.npz", x=np.zeros((20, 2, 3), np.float32), y=np.arange(20) % 2)
+    data = (tmp_path / "whole.npz").read_bytes()
+    (tmp_path / "whole.npz").unlink()
+    complaints = 0
+    for at in range(len(data)):
+        (tmp_path / "a.npz").write_bytes(data[:at] + bytes([data[at] ^ 0xFF]) + data[at + 1 :])
+        try:
+            FolderSource(tmp_path).load(SPEC)
+        except ConfigError:
+            complaints += 1
+    assert complaints > len(data) / 2
+
+
+def test_an_encrypted_npz(tmp_path: Path) -> None:
+    """Its flags say so, in each local header and in the directory."""
+    save(tmp_path / "a.npz")
+    data = bytearray((tmp_path / "a.npz").read_bytes())
+    for signature, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        at = -1
+        while (at := data.find(signature, at + 1)) >= 0:
+            data[at + flags] |= 1
+    (tmp_path / "a.npz").write_bytes(data)
+    assert "encrypted" in complaint(tmp_path)
 
 
 def test_a_file_without_x_or_y(tmp_path: Path) -> None:
