@@ -92,7 +92,10 @@ class Outgoing:
         check_topic(packet.topic)
         if packet.size > self._limit:
             raise ProtocolError(Code.SIZE, f"{packet.size} bytes on {packet.topic}; the broker takes {self._limit}")
-        full = len(self) >= self._max_packets or self.bytes + packet.size > self._max_bytes
+        # What may get lost takes half of the room at most: a burst of chunks must not cost a manifest or a verdict.
+        room = self._max_bytes if packet.qos else self._max_bytes // 2
+        places = self._max_packets if packet.qos else self._max_packets // 2
+        full = len(self) >= places or self.bytes + packet.size > room
         if packet.qos == 0 and (full or not self._window):
             self.dropped += 1
         elif full:

@@ -159,6 +159,17 @@ def test_qos_0_is_dropped_without_a_connection_and_never_kept_over_one() -> None
     assert (queue.dropped, queue.bytes) == (2, 0)
 
 
+@pytest.mark.parametrize("bound", [{"max_bytes": 4000}, {"max_packets": 8}])
+def test_what_may_get_lost_leaves_room_for_what_may_not(bound: dict[str, int]) -> None:
+    """A burst of chunks at QoS 0 must not cost the manifest that announces them."""
+    queue = Outgoing(**bound)
+    queue.connected(LIMITS)
+    for _ in range(100):
+        assert queue.put(packet(b"x" * 100, qos=0)) is None
+    assert queue.dropped > 50
+    assert queue.put(packet(b"manifest")) is None
+
+
 def test_a_full_queue_names_what_it_refuses() -> None:
     """QoS 1 is never dropped in silence: the new one is Undeliverable, the waiting ones stay."""
     queue = Outgoing(max_packets=1)
