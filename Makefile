@@ -11,14 +11,13 @@ TORCH_INDEX ?=
 ARGS ?=
 PYTEST_ARGS ?=
 
-.PHONY: demo test check bench test-slow clean help
+.PHONY: demo test check bench clean help
 
 help:
 	@echo "make demo [ARGS='--quick --seed 1']   a fleet of 17 agents trains one model over a real broker"
 	@echo "make test                             the test suite"
 	@echo "make check                            formatting, lint, types, import contracts, documentation"
 	@echo "make bench                            the figures of the README, from scripts"
-	@echo "make test-slow                        the long suites"
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version) if sys.version_info < (3, 11) else 0'
@@ -39,7 +38,7 @@ demo: $(VENV)/demo.installed
 	$(BIN)/anabranch demo $(ARGS)
 
 test: $(VENV)/dev.installed
-	$(BIN)/python -m pytest -n 2 -m "not slow" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
 
 check: $(VENV)/dev.installed
 	$(BIN)/ruff format --check .
@@ -53,9 +52,6 @@ bench: $(VENV)/dev.installed
 	$(BIN)/python benchmarks/footprint.py
 	$(BIN)/python benchmarks/step_time.py
 	$(BIN)/python benchmarks/fan_demo.py --seeds 5
-
-test-slow: $(VENV)/dev.installed
-	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
 
 clean:
 	rm -rf $(VENV) build dist runs .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
