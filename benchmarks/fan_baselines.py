@@ -65,7 +65,7 @@ def main() -> int:
 def demo_steps(batch_size: int) -> int:
     """Steps that the demo's federation spends: versions x buffer x steps of one update."""
     examples = len(load_fan(SPEEDS[0]).train[0])
-    return VERSIONS * (len(SPEEDS) // 2) * PLAN["local_epochs"] * -(-examples // batch_size)
+    return VERSIONS * (len(SPEEDS) // 2) * int(PLAN["local_epochs"]) * -(-examples // batch_size)
 
 
 def table(runs: list[Comparison]) -> list[list[str]]:

@@ -11,6 +11,7 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -93,7 +94,7 @@ def tables(runs: list[dict[str, Any]], claims: dict[str, dict[str, Any]]) -> lis
     for claim, c in claims.items():
         row = [f"{c['mean']:.2f}", f"+- {c['half_width']:.2f}", c["bound"], "yes" if c["holds"] else "NO"]
         held.append([claim, *row])
-    facts = {
+    facts: dict[str, Callable[[Any], object]] = {
         "versions": lambda r: r["versions"],
         "updates": lambda r: r["updates"]["all"],
         "accepted": lambda r: r["updates"]["verdicts"].get("accepted", 0),

@@ -24,7 +24,7 @@ def install(environment: Path, wanted: str) -> Path:
     """An empty environment with `wanted` in it; its site-packages."""
     venv.create(environment, with_pip=True)
     python = environment / "bin" / "python"
-    pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", wanted]
+    pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", wanted]
     subprocess.run(pip, cwd=ROOT, check=True, stdout=sys.stderr)
     subprocess.run([environment / "bin" / "edge-agent", "--version"], check=True, stdout=sys.stderr)
     where = "import sysconfig; print(sysconfig.get_paths()['purelib'])"

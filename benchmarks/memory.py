@@ -22,6 +22,7 @@ from anabranch.demo.processes import Processes
 from anabranch.fan_vibration import load_fan
 from broker_aggregator.config import load_config
 from fl_protocol.codec import decode
+from fl_protocol.connecting import transport_to
 from fl_protocol.errors import ConfigError
 from fl_protocol.keyfile import load_or_create_key
 from fl_protocol.messages import DeviceState, Prediction, TaskStatus
@@ -100,7 +101,7 @@ def measure(folder: Path, versions: int) -> dict[str, Any]:
             raise ConfigError(f"this is measured over mosquitto, not {broker.name}", "put mosquitto on PATH")
         write_files(folder, broker.port, versions)
         config = load_config(folder / "gateway.toml", {})
-        transport = config.broker.transport("observer", session_expiry_s=0)
+        transport = transport_to(config.broker, "observer", session_expiry_s=0)
         transport.start()
         transport.subscribe([(below("bench", "dev"), 0), (below("bench", "task"), 0)])
         seen, until = Seen(), time.monotonic() + WAIT_S

@@ -9,6 +9,7 @@ import argparse
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,9 @@ from figures import parse_arguments, print_result, setting, spread
 
 from edge_agent.trainer import open_session, run
 from fl_protocol.bundle import Bundle
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the workshop is not installed: it lives in the checkout
+
 from models.build import build
 from models.spec import ModelSpec, load
 from models.step import Step, build_module
