@@ -99,7 +99,7 @@ def measure(update: Update, at: Standing) -> Measure:
 
     Too large a delta is clipped to `norm_limit` ordinary ones, not refused: it may come from a device with data that
     nobody else has, which joins when all others have converged and their norms are small. Clipped, a broken or a
-    hostile one can do no more than those (FedClipping; see algorithms in docs/decisions/0011).
+    hostile one can do no more than those (FedClipping; docs/decisions/0011).
     """
     try:
         delta = make_compressor(update.codec, at.layout).decompress(update.payload)

@@ -61,7 +61,7 @@ STRANGER_RETRY_S = 300  # a device that is not let in, or signs with another key
 
 @dataclass
 class Coordinator:
-    """Everything the gateway decides. Built from what the store holds; see `Store.load`."""
+    """Everything the gateway decides. Built from what the store holds; see `StoreReader.load`."""
 
     fleet_name: str
     fleet: Fleet = field(default_factory=Fleet)

@@ -9,7 +9,7 @@ import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import msgpack
 
@@ -28,26 +28,10 @@ from broker_aggregator.events import (
     SaveTask,
 )
 from broker_aggregator.schema import SCHEMA, SCHEMA_VERSION
-from broker_aggregator.store_reader import Loaded, StoreReader
+from broker_aggregator.store_reader import StoreReader
 from fl_protocol.codec import encode
 from fl_protocol.messages import DeviceState, Plan, Result
 from fl_protocol.tensors import Vector
-
-
-class Store(Protocol):
-    """Durable when the transaction is; `apply` outside of one is an error."""
-
-    def transaction(self) -> Any:
-        """A context: all that is applied in it is durable when it ends, or none of it happened."""
-
-    def apply(self, effect: Durable, ts: int) -> None:
-        """Write one effect; `ts` is wall-clock ms, for people."""
-
-    def next_counter(self, name: str) -> int:
-        """The next value of a counter that only grows; part of the transaction."""
-
-    def load(self, now: float) -> Loaded:
-        """All that a coordinator needs to go on where the last transaction ended."""
 
 
 def pack_vectors(vectors: Mapping[str, Vector]) -> bytes:

@@ -99,7 +99,8 @@ class StoreReader:
         layout = ModelLayout.from_rows(json.loads(row["layout"]))
         task = Task(plan, layout, row["metric"], release, row["evaluation"])
         task.elapsed_s = max(row["elapsed_s"], release.elapsed_s)
-        task.why, task.since, task.opened_at = row["why"], now, now
+        task.why = row["why"]
+        task.since = task.opened_at = task.quiet_since = now
         in_vain = self._updates(name, "disposal IS NULL AND base_version = ?", release.version)
         task.in_vain = len(in_vain)
         task.buffer = [self._buffered(r) for r in self._updates(name, "disposal = 'buffered'")]

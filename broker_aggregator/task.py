@@ -66,6 +66,7 @@ class Task:
     made: int = 0  # versions made of updates; what `stop.versions` counts
     renewals: int = 0  # since the last of those
     opened_at: float = 0.0  # when the first of the buffer came; in synchronous mode, when the version was released
+    quiet_since: float = 0.0  # when this version was released; the deadlines of synchronous mode do not move it
     measured: Measured = field(default_factory=Measured)
     norms: deque[float] = field(default_factory=lambda: deque(maxlen=KEPT_NORMS))
     verdicts: Counter[str] = field(default_factory=Counter)
@@ -78,7 +79,7 @@ class Task:
     def create(cls, plan: Plan, bundle: Bundle, evaluation: str, now: float) -> "Task":
         """A new task; its first version, `plan.origin`, is the bundle's initial parameters."""
         release = first_release(plan, bundle.layout, plan.origin, bundle.initial)
-        return cls(plan, bundle.layout, bundle.metric, release, evaluation, since=now, opened_at=now)
+        return cls(plan, bundle.layout, bundle.metric, release, evaluation, since=now, opened_at=now, quiet_since=now)
 
     # --- what it is ---
 
@@ -186,7 +187,7 @@ class Task:
 
     def _quiet_s(self, now: float) -> float:
         """How long nothing came of this version; one renewal after the other counts half, so that they grow rare."""
-        return (now - self.opened_at) / float(2 ** min(self.renewals, MAX_RENEWALS))
+        return (now - self.quiet_since) / float(2 ** min(self.renewals, MAX_RENEWALS))
 
     def flush(self, used: Sequence[Buffered], now: float) -> Iterator[Effect]:
         """Make the next version of `used`; if it is no model, none is made, and they are quarantined."""
@@ -196,7 +197,8 @@ class Task:
         self.buffer = [b for b in self.buffer if b.name not in counted]
         if not np.isfinite(release.vector).all():
             why = f"with these, version {release.version} would not be finite"
-            self.opened_at, self.in_vain = now, self.in_vain + len(used)
+            self.opened_at = self.quiet_since = now
+            self.in_vain += len(used)
             yield Quarantine(tuple(b.name for b in used), why)
             yield Note("error", f"{self.plan.task}: {why}; quarantined {', '.join(b.update.device for b in used)}")
             return
@@ -211,7 +213,8 @@ class Task:
 
     def _commit(self, release: Release, now: float) -> Iterator[Effect]:
         self.release, self.in_vain = release, 0
-        self.opened_at, self.why = now, ""
+        self.opened_at = self.quiet_since = now
+        self.why = ""
         yield CommitRelease(release)
 
     def restart_from(self, bundle: Bundle, now: float) -> Iterator[Effect]:
@@ -279,7 +282,7 @@ class Task:
     def enter(self, state: TaskState, why: str, now: float) -> Iterator[Effect]:
         """Change the state; the clock of `stop.minutes` runs only while running."""
         self.elapsed_s = self.running_s(now)
-        self.since = self.opened_at = now
+        self.since = self.opened_at = self.quiet_since = now
         self.plan = replace(self.plan, state=state)
         self.why = why
         yield self.saved(now)

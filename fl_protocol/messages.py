@@ -155,11 +155,6 @@ class Update(Message):
     metrics: Metrics = field(default_factory=dict)
     slot: Word = ""
 
-    @property
-    def update_id(self) -> tuple[str, int]:
-        """What a repeat has in common with the first."""
-        return self.incarnation, self.seq
-
 
 @dataclass(frozen=True, kw_only=True)
 class Envelope(Message):

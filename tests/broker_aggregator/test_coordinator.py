@@ -139,6 +139,18 @@ def test_a_step_that_would_not_be_finite_is_quarantined():
     assert not g.task.buffer
 
 
+def test_synchronous_mode_renews_more_than_once():
+    """Its deadlines pass again and again without a quorum; they must not put off the next renewal for ever."""
+    g = gateway(mode="synchronous", deadline_s=10)
+    for seq, until in ((1, 60), (2, 120), (3, 240)):
+        version = g.task.release.version
+        g.send(make_update("fan-0", seq, version, D, payload=b""))
+        while g.now < until:
+            g.now += 1
+            g.handle(Tick())
+        assert g.task.release.version == version + 1
+
+
 def test_renewals_grow_rare_and_are_no_versions_made():
     """One device that is always refused must not turn versions over for all others."""
     g = gateway(deadline_s=10, stop={"versions": 1})
