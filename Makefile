@@ -10,12 +10,15 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 TORCH_INDEX ?=
 ARGS ?=
 PYTEST_ARGS ?=
+SEEDS ?= 0:5000
+JOBS ?= 2
 
-.PHONY: demo test check bench clean help
+.PHONY: demo test chaos check bench clean help
 
 help:
 	@echo "make demo [ARGS='--quick --seed 1']   a fleet of 17 agents trains one model over a real broker"
 	@echo "make test                             the test suite"
+	@echo "make chaos [SEEDS=0:5000]             thousands of fault schedules, each of which its seed replays"
 	@echo "make check                            formatting, lint, types, import contracts, documentation"
 	@echo "make bench                            the figures of the README, from scripts"
 
@@ -39,6 +42,10 @@ demo: $(VENV)/demo.installed
 
 test: $(VENV)/dev.installed
 	$(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
+
+chaos: $(VENV)/dev.installed
+	@echo "seeds $(SEEDS) of benchmarks/experiments/chaos.toml"
+	$(BIN)/anabranch simulate benchmarks/experiments/chaos.toml --seeds $(SEEDS) --jobs $(JOBS) --check
 
 check: $(VENV)/dev.installed
 	$(BIN)/ruff format --check .

@@ -52,6 +52,47 @@ def demo(
     raise typer.Exit(demo_command(options, keep=keep, as_json=as_json))
 
 
+@app.command()
+def simulate(
+    experiment: Annotated[
+        list[Path], typer.Argument(metavar="EXPERIMENT.toml", help="What to run; with --compare, folders of runs.")
+    ],
+    seed: Annotated[str, typer.Option("--seed", "--seeds", help="7, or 1,2,3, or 0:1000; else the file's.")] = "",
+    jobs: Annotated[int, typer.Option(min=1, help="Seeds run side by side, a process each.")] = 1,
+    output: Annotated[Path | None, typer.Option(help="The results' folder; runs/NAME-TIME unless told.")] = None,
+    trace: Annotated[bool, typer.Option("--trace", help="Write trace.txt: everything that happened, to read.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Only hold the invariants; leave no folder.")] = False,
+    cache: Annotated[Path | None, typer.Option(help="Keep training results here, and take them from here.")] = None,
+    faults: Annotated[str | None, typer.Option(help="Keep these faults of the schedule only: 2,5, or none.")] = None,
+    shrink: Annotated[bool, typer.Option("--shrink", help="Find a small part of a broken schedule.")] = False,
+    compare: Annotated[bool, typer.Option("--compare", help="One table and one plot of runs that have ended.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON; progress goes to stderr.")] = False,
+) -> None:
+    """Run the production code on a virtual clock: an experiment, under faults, with many seeds; or compare runs."""
+    for package in ("matplotlib", "onnxruntime"):
+        if find_spec(package) is None:
+            raise ConfigError(f"{package} is not installed", 'the simulator wants `pip install "anabranch[demo]"`')
+    from anabranch.simulator.command import Options, compare_command, simulate_command
+
+    if compare:
+        raise typer.Exit(compare_command(experiment, output, as_json=as_json))
+    if len(experiment) != 1:
+        raise ConfigError(f"{len(experiment)} experiments at once", "name one file; --compare takes many folders")
+    options = Options(
+        experiment=experiment[0],
+        seeds=seed,
+        jobs=jobs,
+        output=output,
+        trace=trace,
+        faults=faults,
+        shrink=shrink,
+        check=check,
+        cache=cache,
+        as_json=as_json,
+    )
+    raise typer.Exit(simulate_command(options))
+
+
 def main() -> None:
     """The command, with errors as one sentence and a hint."""
     try:

@@ -76,7 +76,7 @@ def load_task(path: Path) -> TaskConfig:
         config,
         bundle=base / config.bundle,
         evaluation=base / config.evaluation if config.evaluation else None,
-        plan=_decimals(config.plan),
+        plan=decimals(config.plan),
     )
 
 
@@ -85,7 +85,7 @@ NUMBERS_AS_TEXT = frozenset(
 )
 
 
-def _decimals(plan: Mapping[str, Any]) -> dict[str, Any]:
+def decimals(plan: Mapping[str, Any]) -> dict[str, Any]:
     """TOML's numbers as the wire's decimals, where a plan wants those: signed messages hold no floats."""
     fields = {k: _text(v) if k in NUMBERS_AS_TEXT else v for k, v in plan.items()}
     for table in ("hyper", "codec"):

@@ -54,10 +54,16 @@ class Device:
         return self.ledgers.setdefault(incarnation, Ledger())
 
     def heard(self, state: DeviceState) -> bool:
-        """Take a state message; False for a last will of a connection that a newer one has replaced."""
+        """Take a state message; False for one that is older than the last, as a will that comes late is.
+
+        Two incarnations have no order: a live word of another one is taken, since the device may have been flashed
+        anew, but not its will.
+        """
         last = self.state
-        if last is not None and (state.boot, state.bseq) < (last.boot, last.bseq) and state.state == "lost":
-            return False
+        if last is not None:
+            same_life = state.incarnation == last.incarnation
+            if state.order < last.order if same_life else state.state == "lost":
+                return False
         self.state = state
         return True
 

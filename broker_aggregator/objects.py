@@ -8,9 +8,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from broker_aggregator.evaluation import Evaluator, Examples
-from broker_aggregator.store_reader import StoreReader
+from broker_aggregator.storage import ReadableStore
 from fl_protocol.bundle import MAX_BUNDLE_BYTES, Bundle
-from fl_protocol.durable import write_durably
+from fl_protocol.durable import OS_FILES, Files, write_durably
 from fl_protocol.errors import ConfigError, ProtocolError
 from fl_protocol.messages import Chunk
 from fl_protocol.transfer import Outgoing
@@ -20,12 +20,12 @@ CACHED = 8
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
-def add_bundle(folder: Path, source: Path) -> Bundle:
+def add_bundle(folder: Path, source: Path, files: Files = OS_FILES) -> Bundle:
     """Verify a bundle file and keep it under its SHA-256. Raises `ConfigError`."""
     try:
-        if source.stat().st_size > MAX_BUNDLE_BYTES:
+        if files.size(source) > MAX_BUNDLE_BYTES:
             raise ConfigError(f"{source} is larger than a bundle may be", f"at most {MAX_BUNDLE_BYTES} bytes")
-        data = source.read_bytes()
+        data = files.read(source)
         bundle = Bundle.read(data)
     except OSError as error:
         raise ConfigError(
@@ -34,34 +34,35 @@ def add_bundle(folder: Path, source: Path) -> Bundle:
     except ProtocolError as error:
         raise ConfigError(f"{source} is not a sound bundle: {error}", "build it again") from None
     kept = folder / bundle.sha256
-    if not kept.is_file() or hashlib.sha256(kept.read_bytes()).hexdigest() != bundle.sha256:
-        write_durably(kept, data)
+    if not files.is_file(kept) or hashlib.sha256(files.read(kept)).hexdigest() != bundle.sha256:
+        write_durably(kept, data, files=files)
+    else:  # whoever wrote it may have been killed before its name was on the disk
+        files.sync_directory(folder)
     return bundle
 
 
 class Objects:
     """The gateway's shelf. Not thread-safe but for `evaluator`, which only the evaluation thread calls."""
 
-    def __init__(self, bundles: Path, store: StoreReader) -> None:
-        self._folder, self._store = bundles, store
+    def __init__(self, bundles: Path, store: ReadableStore, files: Files = OS_FILES) -> None:
+        self._folder, self._store, self._files = bundles, store, files
         self._outgoing: OrderedDict[tuple[str, int], Outgoing] = OrderedDict()
         self._evaluators: dict[tuple[str, str], Evaluator] = {}
 
     def bundle(self, sha256: str) -> Bundle | None:
         """A bundle that lies here, None for one that does not. Raises `ProtocolError` where the disk has rotted."""
-        if not _SHA256.fullmatch(sha256) or not (self._folder / sha256).is_file():
+        if not _SHA256.fullmatch(sha256) or not self._files.is_file(self._folder / sha256):
             return None
-        return Bundle.read((self._folder / sha256).read_bytes(), sha256)
+        return Bundle.read(self._files.read(self._folder / sha256), sha256)
 
     def _data(self, sha256: str) -> bytes | None:
-        if (self._folder / sha256).is_file():
-            data = (self._folder / sha256).read_bytes()
+        if self._files.is_file(self._folder / sha256):
+            data = self._files.read(self._folder / sha256)
             if hashlib.sha256(data).hexdigest() == sha256:
                 return data
             log.error("%s is damaged: copy the bundle there again, or `task change` with it", self._folder / sha256)
             return None
-        rows = self._store.query("SELECT vector FROM release WHERE sha256 = ? AND vector NOT NULL LIMIT 1", sha256)
-        return bytes(rows[0]["vector"]) if rows else None
+        return self._store.vector_bytes(sha256)
 
     def chunks(self, sha256: str, chunk_size: int, missing: bytes | None, window: int) -> Iterable[Chunk]:
         """The first `window` chunks whose bit is set, or all; none of an object not here or a bitmap not its own."""
@@ -99,4 +100,5 @@ class Objects:
 
     def quarantine(self, digest: str, topic: str, payload: bytes) -> None:
         """Put a delivery aside that the process does not survive."""
-        write_durably(self._folder.parent / "quarantine" / digest, topic.encode() + b"\n" + payload)
+        path = self._folder.parent / "quarantine" / digest
+        write_durably(path, topic.encode() + b"\n" + payload, files=self._files)

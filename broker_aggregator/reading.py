@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from broker_aggregator.releasing import next_release
+from broker_aggregator.storage import ReadableStore
 from broker_aggregator.store_reader import StoreReader
 from fl_protocol.codec import to_plain
 
@@ -77,7 +78,7 @@ class Replayed:
     same: bool
 
 
-def replay(store: StoreReader, task: str) -> Iterator[Replayed]:
+def replay(store: ReadableStore, task: str) -> Iterator[Replayed]:
     """Make every kept release again from its predecessor and its updates, and compare bit for bit."""
     versions = store.releases(task)
     for version in versions:

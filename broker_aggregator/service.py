@@ -2,19 +2,16 @@
 
 A turn: take what came (for at most `commit_ms`, or a full window), let the coordinator decide, commit what must be
 durable in one transaction, and only then acknowledge and publish. What fails durably ends the process: a restart
-replays the store, and the broker delivers again what was not acknowledged.
+replays the store, and the broker delivers again what was not acknowledged. The simulator turns this same loop with a
+store, a clock and a transport of its own.
 """
 
 import hashlib
 import logging
-import shutil
 import threading
-import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from queue import Empty, SimpleQueue
 from typing import get_args
 
 from broker_aggregator.config import GatewayConfig
@@ -25,7 +22,6 @@ from broker_aggregator.events import (
     Durable,
     Effect,
     Evaluate,
-    Evaluated,
     Event,
     Gone,
     Note,
@@ -36,23 +32,23 @@ from broker_aggregator.events import (
     SendObject,
     Tick,
 )
+from broker_aggregator.machine import REAL, Connect, Machine, connect_to_broker
+from broker_aggregator.measuring import Measuring, ThreadMeasuring
 from broker_aggregator.objects import Objects
 from broker_aggregator.operations import NEED_BUNDLE, OPERATOR, versions_of
-from broker_aggregator.store import SqliteStore
+from broker_aggregator.storage import Store
 from fl_protocol.bundle import Bundle
 from fl_protocol.codec import decode, encode, parse_json
-from fl_protocol.connecting import transport_to
 from fl_protocol.errors import Code, ProtocolError
 from fl_protocol.messages import Ask, GatewayState, Result, Signed
 from fl_protocol.signing import SigningKey, seal, unseal
 from fl_protocol.topics import Kind, Topic, below, build, parse
-from fl_protocol.transport import Connected, Delivery, Disconnected, Incoming, Transport, Undeliverable, Will
+from fl_protocol.transport import Connected, Delivery, Disconnected, Incoming, Undeliverable, Will
 
 log = logging.getLogger("aggregator")
 SOFTWARE = "anabranch-gateway/0.1.0"
 TICK_S = 0.25
 COMMAND_MS = 60_000  # commands are counted in microseconds of the operator's clock: older ones have expired
-MAX_EVALUATING = 64  # versions that wait to be measured, each with its vector in memory
 POISON = 2  # crashes with the same delivery in hand
 DURABLE = get_args(Durable)
 NOBODY = "0" * 16  # the incarnation in an answer to what could not be read
@@ -68,12 +64,22 @@ class _Given:
 class Service:
     """One gateway on one store. Raises `ConfigError` for broker settings that can never work."""
 
-    def __init__(self, config: GatewayConfig, store: SqliteStore, key: SigningKey) -> None:
-        self.config, self.store, self.key = config, store, key
+    def __init__(
+        self,
+        config: GatewayConfig,
+        store: Store,
+        key: SigningKey,
+        *,
+        connect: Connect = connect_to_broker,
+        objects: Objects | None = None,
+        measuring: Measuring | None = None,
+        machine: Machine = REAL,
+    ) -> None:
+        self.config, self.store, self.key, self._machine = config, store, key, machine
         self.fleet = config.gateway.fleet
         with store.transaction():
             self.boot = store.next_counter("boot")
-        loaded = store.load(time.monotonic())
+        loaded = store.load(machine.monotonic())
         self.coordinator = Coordinator(
             self.fleet,
             loaded.fleet,
@@ -82,21 +88,13 @@ class Service:
             last_versions=versions_of(loaded.counters),
             min_free_bytes=config.gateway.min_free_mb << 20,
         )
-        self.objects = Objects(config.bundles, store)
+        self.objects = objects or Objects(config.bundles, store)
+        self._measuring = measuring or ThreadMeasuring(self.objects.evaluator)
         self.refused: Counter[str] = Counter()  # messages that could not be read, by code
         self._suspects = store.suspects()
-        self._evaluations: SimpleQueue[Evaluated | Note] = SimpleQueue()
-        self._pool = ThreadPoolExecutor(1, "evaluation")
-        self._evaluating = 0
-        self._ticked = 0.0
+        self._ticked = float("-inf")
         self._let_in(config.devices)
-        self.transport: Transport = transport_to(
-            config.broker,
-            f"gateway-{self.fleet}",
-            self._will,
-            session_expiry_s=7 * 86400,
-            receive_maximum=config.gateway.receive_maximum,
-        )
+        self.transport = connect(config, self._will)
 
     def _let_in(self, devices: dict[str, str]) -> None:
         """The devices that the configuration names, on top of those that the store knows."""
@@ -104,9 +102,9 @@ class Service:
         new = {d: key for d, key in devices.items() if d not in known or known[d].public_key != key}
         with self.store.transaction():
             for device, key in new.items():
-                self.store.apply(SaveDevice(device, key), _now_ms())
+                self.store.apply(SaveDevice(device, key), self._machine.now_ms())
         if new:
-            self.coordinator.fleet = self.store.load(time.monotonic()).fleet
+            self.coordinator.fleet = self.store.load(self._machine.monotonic()).fleet
 
     def _will(self, bseq: int) -> Will:
         return Will(build(Kind.GATEWAY, self.fleet), encode(GatewayState(state="lost", boot=self.boot, bseq=bseq)))
@@ -122,37 +120,33 @@ class Service:
             while not stopping.is_set():
                 self.turn(TICK_S)
         finally:
-            state = GatewayState(state="disconnected", boot=self.boot, bseq=0, software=SOFTWARE, ts=_now_ms())
-            self.transport.publish(build(Kind.GATEWAY, self.fleet), encode(state), retain=True)
+            self._publish_state(GatewayState(state="disconnected", boot=self.boot, bseq=0))
             self.transport.close()
-            self._pool.shutdown(wait=False, cancel_futures=True)
+            self._measuring.stop()
 
     def turn(self, timeout: float) -> None:
         """One batch: decide, commit, and only then let it be seen."""
         effects: list[Effect | _Given] = []
         for incoming in self._batch(timeout):
             effects.extend(self._take(incoming))
-        while True:
-            try:
-                news = self._evaluations.get_nowait()
-            except Empty:
-                break
+        for news in self._measuring.news():
             effects.extend([news] if isinstance(news, Note) else self._decide(news))
-        if time.monotonic() - self._ticked >= TICK_S:
-            self._ticked = time.monotonic()
-            effects.extend(self._decide(Tick(shutil.disk_usage(self.config.gateway.data_dir).free)))
+        if self._machine.monotonic() - self._ticked >= TICK_S:
+            self._ticked = self._machine.monotonic()
+            effects.extend(self._decide(Tick(self._machine.free_bytes(self.config.gateway.data_dir))))
         self._carry_out(effects)
 
     def _batch(self, timeout: float) -> list[Incoming]:
         """What came; company is waited for as long as a commit may be late."""
         batch = self.transport.receive(timeout)
-        until = time.monotonic() + self.config.gateway.commit_ms / 1000
-        while batch and len(batch) < self.config.gateway.receive_maximum and (left := until - time.monotonic()) > 0:
+        clock = self._machine.monotonic
+        until = clock() + self.config.gateway.commit_ms / 1000
+        while batch and len(batch) < self.config.gateway.receive_maximum and (left := until - clock()) > 0:
             batch.extend(self.transport.receive(left))
         return batch
 
     def _decide(self, event: Event) -> Iterator[Effect]:
-        yield from self.coordinator.handle(event, time.monotonic())
+        yield from self.coordinator.handle(event, self._machine.monotonic())
 
     # --- what comes in ---
 
@@ -160,10 +154,7 @@ class Service:
         match incoming:
             case Connected(present, bseq, limits):
                 self.transport.subscribe(self._subscriptions())
-                state = GatewayState(
-                    state="ready", boot=self.boot, bseq=bseq, software=SOFTWARE, fleet_key=self.key.public, ts=_now_ms()
-                )
-                self.transport.publish(build(Kind.GATEWAY, self.fleet), encode(state), retain=True)
+                self._publish_state(GatewayState(state="ready", boot=self.boot, bseq=bseq, fleet_key=self.key.public))
                 log.info("connected (MQTT %s, packets up to %d bytes)", limits.version, limits.max_packet)
                 yield from self._decide(Online(present, limits.max_packet, limits.version))
             case Disconnected(reason, retry_in_s):
@@ -216,7 +207,7 @@ class Service:
         ask = unseal(Ask, delivery.payload, self.key.public, self.fleet, delivery.topic)
         if ask.name != topic.name:
             raise ProtocolError(Code.SCHEMA, f"the command {ask.name} came on the topic of {topic.name}")
-        if _now_ms() - ask.counter // 1000 > COMMAND_MS:
+        if self._machine.now_ms() - ask.counter // 1000 > COMMAND_MS:
             yield Note("warning", f"operator: {ask.name}: came {COMMAND_MS // 1000} s late, not obeyed")
             return  # it was asked while no gateway ran, and its operator was told that nobody answered
         bundle = self._bundle_of(ask) if ask.name in NEED_BUNDLE else None
@@ -254,7 +245,7 @@ class Service:
         """All that is durable in one transaction, counters of signed messages included; then all that is visible."""
         effects = list(effects)
         outgoing: list[tuple[str, bytes, bool]] = []
-        ts = _now_ms()
+        ts = self._machine.now_ms()
         if any(isinstance(e, DURABLE) or (isinstance(e, Send) and isinstance(e.message, Signed)) for e in effects):
             with self.store.transaction():
                 for effect in effects:
@@ -274,11 +265,8 @@ class Service:
                     self._publish(str(topic), b"", True)
                 case SendObject():
                     self._send_object(effect)
-                case Evaluate() if self._evaluating >= MAX_EVALUATING:
-                    log.warning("measuring is %d versions behind: %d is left out", MAX_EVALUATING, effect.version)
                 case Evaluate():
-                    self._evaluating += 1
-                    self._pool.submit(self._evaluate, effect)
+                    self._measuring.begin(effect)
                 case Note(level, text):
                     log.log(logging.getLevelName(level.upper()), "%s", text)
 
@@ -295,20 +283,10 @@ class Service:
         except ProtocolError as error:
             log.error("cannot publish %s: %s", topic, error)
 
+    def _publish_state(self, state: GatewayState) -> None:
+        state = replace(state, software=SOFTWARE, ts=self._machine.now_ms())
+        self._publish(build(Kind.GATEWAY, self.fleet), encode(state), True)
+
     def _send_object(self, effect: SendObject) -> None:
         for chunk in self.objects.chunks(effect.sha256, effect.chunk_size, effect.missing, effect.window):
             self._publish(str(effect.topic), encode(chunk), False, qos=0)
-
-    def _evaluate(self, effect: Evaluate) -> None:
-        """On the evaluation thread; a set that cannot be read is told, and stops nothing."""
-        try:
-            loss, value = self.objects.evaluator(effect.bundle_sha256, effect.evaluation).measure(effect.vector)
-            self._evaluations.put(Evaluated(effect.task, effect.version, loss, value))
-        except Exception as error:  # whatever the file or the graph did, the fleet goes on
-            self._evaluations.put(Note("error", f"cannot evaluate version {effect.version}: {error}"))
-        finally:
-            self._evaluating -= 1
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000

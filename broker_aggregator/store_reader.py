@@ -2,30 +2,22 @@
 
 import json
 import sqlite3
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgpack
 import numpy as np
 
 from broker_aggregator.events import Release
-from broker_aggregator.fleet import KEPT_VERDICTS, Device, Fleet
+from broker_aggregator.fleet import KEPT_VERDICTS, Device
 from broker_aggregator.releasing import Buffered
+from broker_aggregator.restoring import KeptTask, Loaded, not_kept, restored_fleet, restored_task
 from broker_aggregator.schema import SCHEMA_VERSION
-from broker_aggregator.task import KEPT_NORMS, Task
+from broker_aggregator.task import KEPT_NORMS
 from fl_protocol.codec import decode_as
 from fl_protocol.errors import ConfigError
 from fl_protocol.messages import DeviceState, Plan, Result, Update
 from fl_protocol.tensors import ModelLayout, Vector
-
-
-@dataclass
-class Loaded:
-    """What a coordinator starts from."""
-
-    fleet: Fleet = field(default_factory=Fleet)
-    tasks: dict[str, Task] = field(default_factory=dict)
-    counters: dict[str, int] = field(default_factory=dict)
 
 
 def unpack_vectors(data: bytes) -> dict[str, Vector]:
@@ -71,16 +63,22 @@ class StoreReader:
 
     def load(self, now: float) -> Loaded:
         """Fleet, tasks with their buffers, counters."""
-        loaded = Loaded(counters={row["name"]: row["value"] for row in self.query("SELECT * FROM counter")})
+        return Loaded(
+            restored_fleet(self._devices(), self._newest_verdicts()),
+            {
+                row["name"]: restored_task(self._kept_task(row), now)
+                for row in self.query("SELECT * FROM task ORDER BY name")
+            },
+            {row["name"]: row["value"] for row in self.query("SELECT * FROM counter")},
+        )
+
+    def _devices(self) -> Iterator[Device]:
         for row in self.query("SELECT * FROM device"):
             state = decode_as(DeviceState, row["state"].encode()) if row["state"] else None
-            loaded.fleet.devices[row["id"]] = Device(row["id"], row["public_key"], bool(row["revoked"]), state)
-        self._load_ledgers(loaded.fleet)
-        for row in self.query("SELECT name FROM task ORDER BY name"):
-            loaded.tasks[row["name"]] = self._load_task(row["name"], now)
-        return loaded
+            yield Device(row["id"], row["public_key"], bool(row["revoked"]), state)
 
-    def _load_ledgers(self, fleet: Fleet) -> None:
+    def _newest_verdicts(self) -> Iterator[tuple[str, Result]]:
+        """Of each incarnation as many as are remembered, and one more for the mark below them."""
         newest = self.query(
             "SELECT device, verdict FROM (SELECT device, incarnation, seq, verdict, row_number() OVER"
             " (PARTITION BY device, incarnation ORDER BY seq DESC) AS place FROM ledger) WHERE place <= ?"
@@ -88,36 +86,21 @@ class StoreReader:
             KEPT_VERDICTS + 1,
         )
         for row in newest:
-            verdict = decode_as(Result, row["verdict"].encode())
-            if row["device"] in fleet.devices:
-                fleet.devices[row["device"]].ledger(verdict.incarnation).record(verdict)
+            yield row["device"], decode_as(Result, row["verdict"].encode())
 
-    def _load_task(self, name: str, now: float) -> Task:
-        row = self.query("SELECT * FROM task WHERE name = ?", name)[0]
-        plan = self.plan(name)
-        release = self.release(name)
-        layout = ModelLayout.from_rows(json.loads(row["layout"]))
-        task = Task(plan, layout, row["metric"], release, row["evaluation"])
-        task.elapsed_s = max(row["elapsed_s"], release.elapsed_s)
-        task.why = row["why"]
-        task.since = task.opened_at = task.quiet_since = now
-        in_vain = self._updates(name, "disposal IS NULL AND base_version = ?", release.version)
-        task.in_vain = len(in_vain)
-        task.buffer = [self._buffered(r) for r in self._updates(name, "disposal = 'buffered'")]
-        for measured in self.query(
+    def _kept_task(self, row: sqlite3.Row) -> KeptTask:
+        name = row["name"]
+        plan, release = self.plan(name), self.release(name)
+        measured = self.query(
             "SELECT value, loss FROM release WHERE task = ? AND version >= ? AND value NOT NULL ORDER BY version",
             name,
             plan.origin,
-        ):
-            task.measured.take(measured["value"], measured["loss"])
-        task.made = self.query("SELECT count(*) AS n FROM release WHERE task = ? AND share > 0", name)[0]["n"]
-        for counted in self.query(
+        )
+        verdicts = self.query(
             "SELECT json_extract(verdict, '$.verdict') AS verdict, count(*) AS n, sum(num_bytes) AS bytes"
             " FROM ledger WHERE task = ? GROUP BY 1",
             name,
-        ):
-            task.verdicts[counted["verdict"]] = counted["n"]
-            task.bytes_up += counted["bytes"]
+        )
         norms = self.query(
             "SELECT norm * scale AS norm FROM ledger WHERE task = ? AND base_version >= ? AND norm NOT NULL"
             " ORDER BY id DESC LIMIT ?",
@@ -125,8 +108,21 @@ class StoreReader:
             plan.origin,
             KEPT_NORMS,
         )
-        task.norms.extend(r["norm"] for r in reversed(norms))
-        return task
+        return KeptTask(
+            plan=plan,
+            layout=ModelLayout.from_rows(json.loads(row["layout"])),
+            metric=row["metric"],
+            evaluation=row["evaluation"],
+            elapsed_s=row["elapsed_s"],
+            why=row["why"],
+            release=release,
+            made=self.query("SELECT count(*) AS n FROM release WHERE task = ? AND share > 0", name)[0]["n"],
+            buffered=[self._buffered(r) for r in self._updates(name, "disposal = 'buffered'")],
+            in_vain=len(self._updates(name, "disposal IS NULL AND base_version = ?", release.version)),
+            measured=[(r["value"], r["loss"]) for r in measured],
+            verdicts=[(r["verdict"], r["n"], r["bytes"]) for r in verdicts],
+            norms=[r["norm"] for r in reversed(norms)],
+        )
 
     def plan(self, task: str, revision: int | None = None) -> Plan:
         """A task's plan, the newest revision unless told."""
@@ -159,11 +155,7 @@ class StoreReader:
             task,
         )
         if not rows:
-            known = ", ".join(r["name"] for r in self.query("SELECT name FROM task ORDER BY name")) or "none"
-            raise ConfigError(
-                f"no version {version if version is not None else ''} of task {task} is kept".replace("  ", " "),
-                f"tasks: {known}; `status --json` lists versions",
-            )
+            raise not_kept(task, version, [r["name"] for r in self.query("SELECT name FROM task")])
         row = rows[0]
         used = self._updates(task, "version = ? AND disposal = 'counted'", row["version"], order="place")
         rule, optimizer = msgpack.unpackb(row["memory"])
@@ -189,6 +181,11 @@ class StoreReader:
         """The updates that a version counted, in the order of their summation."""
         rows = self._updates(task, "version = ? AND disposal = 'counted'", version, order="place")
         return [self._buffered(row) for row in rows]
+
+    def vector_bytes(self, sha256: str) -> bytes | None:
+        """The kept version of that SHA-256 as devices fetch it, None where there is none."""
+        rows = self.query("SELECT vector FROM release WHERE sha256 = ? AND vector NOT NULL LIMIT 1", sha256)
+        return bytes(rows[0]["vector"]) if rows else None
 
     def _updates(self, task: str, where: str, *arguments: object, order: str = "id") -> list[sqlite3.Row]:
         sql = f"SELECT * FROM ledger WHERE task = ? AND {where} ORDER BY {order}"  # noqa: S608  # our own words

@@ -21,6 +21,7 @@ from edge_agent.agent import Agent, AgentSettings
 from edge_agent.config import AgentConfig, load_config
 from edge_agent.health import read_sensors
 from edge_agent.identity import Identity, describe, load_key, software_version
+from edge_agent.inference import Predictor
 from edge_agent.logs import log_to_stderr
 from edge_agent.objects import Objects
 from edge_agent.outbox import Outbox
@@ -28,6 +29,7 @@ from edge_agent.service import Service
 from edge_agent.sources import InputSpec
 from edge_agent.sources.folder import FolderSource
 from edge_agent.trainer import OnnxTrainer
+from edge_agent.worker import ThreadWorker
 from fl_protocol.bundle import Bundle
 from fl_protocol.connecting import transport_to
 from fl_protocol.errors import ConfigError, ProtocolError
@@ -92,11 +94,11 @@ def _run(config: AgentConfig, options: argparse.Namespace) -> int:
             outbox,
             Objects(config.device.state_dir / "objects"),
             _source(config),
-            lambda bundle: OnnxTrainer(bundle, training.threads, training.duty_cycle),
+            ThreadWorker(lambda bundle: OnnxTrainer(bundle, training.threads, training.duty_cycle)),
             lambda: read_sensors(config.device.state_dir, metered=config.broker.metered),
             broker="the broker at {}:{}".format(*config.broker.address),
             measure_s=config.health.measure_s,
-            threads=training.threads,
+            make_predictor=lambda bundle, version: Predictor(bundle, version, training.threads),
         )
         stop = threading.Event()
         for number in (signal.SIGTERM, signal.SIGINT):

@@ -14,7 +14,9 @@ from numpy.random import Generator
 from edge_agent import events as e
 from edge_agent.gate import YES, GateConfig, Reading, may_train
 from edge_agent.identity import Identity
+from edge_agent.intake import ReadBundle
 from edge_agent.learning import Training
+from edge_agent.patience import Patience
 from edge_agent.sending import Sending, is_of_size
 from edge_agent.task import Task, Tasks
 from edge_agent.telling import Telling
@@ -49,13 +51,19 @@ class Agent:
     """One device. `wake_at` is when it wants a `Tick`, if nothing happens before."""
 
     def __init__(
-        self, identity: Identity, info: m.DeviceInfo, settings: AgentSettings, restored: e.Restored, rng: Generator
+        self,
+        identity: Identity,
+        info: m.DeviceInfo,
+        settings: AgentSettings,
+        restored: e.Restored,
+        rng: Generator,
+        read_bundle: ReadBundle = Bundle.read,
     ) -> None:
         self._identity, self._settings, self._rng = identity, settings, rng
         self._effects: list[e.Effect] = []
         self._telling = Telling(identity, info, self._effects.append)
         self._trust = Trust(identity, restored.counters, self._effects.append)
-        self._tasks = Tasks(restored, identity)
+        self._tasks = Tasks(restored, identity, read_bundle)
         self._seq = restored.seq
         self._link: Limits | None = None
         self._gateway: tuple[int, int] | None = None
@@ -64,6 +72,7 @@ class Agent:
         self._measured, self._gate = e.Measured(Reading()), YES
         self._unsaved = Unsaved()
         self._announce_at, self._health_at, self._predict_at = NEVER, 0.0, 0.0
+        self._patience = Patience()
         self.wake_at = 0.0
 
     def handle(self, event: e.Event, now: float) -> list[e.Effect]:
@@ -121,11 +130,16 @@ class Agent:
 
     def _connected(self, event: Connected, now: float) -> None:
         self._link = event.limits
-        self._effects.append(e.Subscribe(tuple((self._identity.topic(k), qos) for k, qos in _OWN + _FLEET)))
-        for task in self._tasks:
-            self._effects += task.intake.follow()
+        self._follow(_OWN + _FLEET)
+        self._patience.renew(now, self._rng)
         self._send_again(now)
         self._telling.connected(event)
+
+    def _follow(self, kinds: tuple[tuple[Kind, int], ...]) -> None:
+        """Subscribe; what is retained comes with it, once more."""
+        self._effects.append(e.Subscribe(tuple((self._identity.topic(kind), qos) for kind, qos in kinds)))
+        for task in self._tasks:
+            self._effects += task.intake.follow()
 
     def _deliver(self, topic: Topic, delivery: Delivery, now: float) -> None:
         name, payload = delivery.topic, delivery.payload
@@ -256,6 +270,7 @@ class Agent:
             if task.sending and self._link and not self._stopping:
                 self._effects += task.sending.next(now, self._link, self._rng)
         self._effects += self._unsaved.take(now)
+        self._look_again(now)
         self._train(now)
         self._predict(now)
         self._tell(now)
@@ -265,6 +280,12 @@ class Agent:
         if task.examples_for != bundle.sha256 or now >= task.look_at:
             task.examples_for, task.num_examples, task.look_at = bundle.sha256, 0, NEVER
             self._effects.append(e.ReadExamples(task.name, bundle))
+
+    def _look_again(self, now: float) -> None:
+        """A broker's queue may have dropped what this device waits for, or what it said of itself: nobody was told."""
+        if self._link and self._patience.is_over(now, self._rng):
+            self._follow(((Kind.DESIRED, 1),))
+            self._telling.say_state_again()
 
     def _train(self, now: float) -> None:
         """Let the training in hand go on or pause; else begin the next, one task at a time, in turn."""
@@ -277,6 +298,7 @@ class Agent:
         if ready and self._gate.may and not self._unsaved and not self._stopping:
             self._training, self._paused = min(ready, key=lambda t: t.task.last_turn), False
             self._training.task.last_turn = now
+            self._patience.renew(now, self._rng)
             self._effects.append(self._training.begin(self._rng))
 
     def _predict(self, now: float) -> None:
@@ -321,6 +343,8 @@ class Agent:
         times = [self._unsaved.wake_at, self._announce_at, self._health_at]
         if self._settings.predict_s:
             times.append(self._predict_at)
+        if self._link:
+            times.append(self._patience.wake_at)
         for task in self._tasks:
             times.append(task.look_at)
             if task.train_at > now:

@@ -32,7 +32,7 @@ class Identity:
 
     def will(self, bseq: int) -> Will:
         """What the broker says of the device when it is gone without a word."""
-        lost = DeviceState(state="lost", boot=self.boot, bseq=bseq)
+        lost = DeviceState(state="lost", boot=self.boot, bseq=bseq, incarnation=self.incarnation)
         return Will(self.topic(Kind.STATE), encode(lost))
 
 

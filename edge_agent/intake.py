@@ -5,6 +5,7 @@ its hash and its content have been checked, and what is checked is used at once 
 """
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +22,8 @@ from fl_protocol.messages import Chunk, Manifest, Plan
 from fl_protocol.tensors import Vector
 from fl_protocol.topics import Kind
 from fl_protocol.transport import Limits
+
+ReadBundle = Callable[[bytes, str], Bundle]  # bytes and the SHA-256 that they should have; raises ProtocolError
 
 BROADCAST_WAIT_S = (1.0, 2.0)  # a new version is broadcast to all; what was not heard by then is asked for
 
@@ -75,8 +78,8 @@ def _decimal(name: str, text: str) -> float:
 class Intake:
     """What is known of one task, and held for it."""
 
-    def __init__(self, task: str, identity: Identity) -> None:
-        self.task, self._identity = task, identity
+    def __init__(self, task: str, identity: Identity, read_bundle: ReadBundle = Bundle.read) -> None:
+        self.task, self._identity, self._read_bundle = task, identity, read_bundle
         self.plan: Plan | None = None
         self.manifest: Manifest | None = None
         self.bundle: Bundle | None = None
@@ -90,11 +93,15 @@ class Intake:
         self._download: Download | None = None
 
     def follow(self) -> list[Effect]:
-        """Hear what is said of the task, on a new connection or for the first time."""
+        """Hear what is said of the task, on a new connection or for the first time.
+
+        Manifests at QoS 0: the newest is retained, and comes with the subscription. At QoS 1 a broker would keep each
+        that a device has slept through, and send it all of them first (docs/decisions/0016).
+        """
         self._listening = False
         if self._download is not None:
             self._download.resume()
-        return [Subscribe(((self._topic(Kind.PLAN), 1), (self._topic(Kind.MANIFEST), 1)))]
+        return [Subscribe(((self._topic(Kind.PLAN), 1), (self._topic(Kind.MANIFEST), 0)))]
 
     def leave(self) -> list[Effect]:
         """Hear no more of it."""
@@ -212,7 +219,7 @@ class Intake:
     def _accept(self, target: Target, data: bytes) -> None:
         """Check an object, then swap it in. Raises `ProtocolError`, and nothing has changed."""
         if target.kind == "bundle":
-            bundle = Bundle.read(data, target.sha256)
+            bundle = self._read_bundle(data, target.sha256)
             if self.bundle is None or bundle.layout != self.bundle.layout:
                 self.model = None
             self.bundle = bundle

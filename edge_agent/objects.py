@@ -3,7 +3,7 @@
 import errno
 from pathlib import Path
 
-from fl_protocol.durable import sync_directory, write_durably
+from fl_protocol.durable import OS_FILES, Files, make_directory, write_durably
 from fl_protocol.errors import ConfigError
 from fl_protocol.messages import MAX_OBJECT_BYTES
 
@@ -13,17 +13,17 @@ _FULL = {errno.ENOSPC, errno.EDQUOT}
 class Objects:
     """A directory of objects. Raises `ConfigError` for a directory that cannot be used."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: Path, files: Files = OS_FILES) -> None:
+        self._path, self._files = path, files
         try:
-            path.mkdir(parents=True, exist_ok=True)
+            make_directory(path, files)
         except OSError as error:
             raise self._unusable(error) from None
 
     def save(self, sha256: str, data: bytes) -> bool:
         """Write an object durably; False when the disk is full."""
         try:
-            write_durably(self._path / sha256, data)
+            write_durably(self._path / sha256, data, files=self._files)
         except OSError as error:
             if error.errno in _FULL:
                 return False
@@ -34,17 +34,17 @@ class Objects:
         """An object's bytes, which the reader verifies; None where there are none that can be read."""
         path = self._path / sha256
         try:
-            return path.read_bytes() if path.stat().st_size <= MAX_OBJECT_BYTES else None
+            return self._files.read(path) if self._files.size(path) <= MAX_OBJECT_BYTES else None
         except OSError:
             return None
 
     def keep(self, sha256s: frozenset[str]) -> None:
         """Delete everything else."""
         try:
-            for path in self._path.iterdir():
-                if path.name not in sha256s:
-                    path.unlink()
-            sync_directory(self._path)
+            for name in self._files.names(self._path):
+                if name not in sha256s:
+                    self._files.remove(self._path / name)
+            self._files.sync_directory(self._path)
         except OSError as error:
             raise self._unusable(error) from None
 

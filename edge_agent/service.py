@@ -1,6 +1,7 @@
 """The agent's loop: transport, disk, clock, sensors and trainer around the heart. All I/O is here, no decision is.
 
-One thread does everything but training, and the transport's own networking. A durable effect that fails for any other
+One thread does everything but training, and the transport's own networking. The simulator runs this same loop with a
+disk, a clock, a trainer and a transport of its own. A durable effect that fails for any other
 reason than a full disk ends the process; the next start goes on from what the disk holds.
 """
 
@@ -13,24 +14,33 @@ from dataclasses import replace
 
 from edge_agent import events as e
 from edge_agent.agent import Agent
-from edge_agent.gate import Reading
+from edge_agent.gate import Reading, Vitals
 from edge_agent.health import read_vitals
 from edge_agent.inference import Predictor
 from edge_agent.objects import Objects
-from edge_agent.outbox import Outbox
 from edge_agent.sources import InputSpec, Source
-from edge_agent.training import TrainerFactory
+from edge_agent.storage import Database
 from edge_agent.worker import Worker
+from fl_protocol.bundle import Bundle
 from fl_protocol.codec import encode
 from fl_protocol.errors import ConfigError, ProtocolError
+from fl_protocol.tensors import Vector
 from fl_protocol.transport import Connected, Delivery, Disconnected, Transport, Undeliverable
 
 log = logging.getLogger("edge_agent")
 
 LOOK_S = 0.1  # how often a finished training is looked for
+PredictorFactory = Callable[[Bundle, Vector], Predictor]
+
 IDLE_S = 0.5  # how often a request to end is
 CLOSE_S = 2.0  # what the transport is given to send the rest
 _CLOCK_SET_MS = 1_600_000_000_000  # before this the machine does not know what time it is
+
+
+def wall_ms() -> int:
+    """Milliseconds since 1970 for people, 0 while the machine has no clock."""
+    now = time.time_ns() // 1_000_000
+    return now if now > _CLOCK_SET_MS else 0
 
 
 class Service:
@@ -40,24 +50,32 @@ class Service:
         self,
         agent: Agent,
         transport: Transport,
-        outbox: Outbox,
+        outbox: Database,
         objects: Objects,
         source: Source,
-        make_trainer: TrainerFactory,
+        worker: Worker,
         sensors: Callable[[], Reading],
         *,
         broker: str = "the broker",
         measure_s: float = 10.0,
-        threads: int = 1,
+        make_predictor: PredictorFactory = Predictor,
+        vitals: Callable[[], Vitals] = read_vitals,
         clock: Callable[[], float] = time.monotonic,
+        wall_ms: Callable[[], int] = wall_ms,
     ) -> None:
         self._agent, self._transport, self._outbox, self._objects = agent, transport, outbox, objects
-        self._source, self._sensors, self._clock = source, sensors, clock
-        self._worker, self._busy = Worker(make_trainer), False
+        self._source, self._sensors, self._vitals = source, sensors, vitals
+        self._clock, self._wall_ms = clock, wall_ms
+        self._worker, self._busy = worker, False
         self._measure_s, self._measure_at = measure_s, 0.0
-        self._threads = threads
+        self._make_predictor = make_predictor
         self._predictors: dict[str, tuple[int, Predictor]] = {}  # by task, with its version
         self._broker, self._connected = broker, False
+
+    @property
+    def wake_at(self) -> float:
+        """When `step` has something to do, if nothing comes before; on the clock that it was given."""
+        return min(self._agent.wake_at, self._measure_at)
 
     def run(self, stop: threading.Event) -> None:
         """Work until `stop` is set. Raises `ConfigError` where the disk cannot be used any more."""
@@ -71,7 +89,7 @@ class Service:
     def step(self, patience_s: float = IDLE_S) -> None:
         """Wait at most `patience_s` for something to happen, and see to it."""
         now = self._clock()
-        due_s = min(self._agent.wake_at, self._measure_at) - now
+        due_s = self.wake_at - now
         for event in self._transport.receive(max(0.0, min(patience_s, due_s, LOOK_S if self._busy else patience_s))):
             self._log(event)
             self._feed(event)
@@ -135,7 +153,7 @@ class Service:
 
     def _send(self, effect: e.Send) -> Undeliverable | None:
         message = effect.message
-        payload = message if isinstance(message, bytes) else encode(replace(message, ts=_wall_ms()))
+        payload = message if isinstance(message, bytes) else encode(replace(message, ts=self._wall_ms()))
         try:
             self._transport.publish(effect.topic, payload, qos=effect.qos, retain=effect.retain)
         except ProtocolError as error:
@@ -164,7 +182,7 @@ class Service:
         try:
             if predictor is None or version != effect.version:
                 self._predictors.pop(effect.task, None)  # the old model's memory goes before the new one comes
-                predictor = Predictor(effect.bundle, effect.vector, self._threads)
+                predictor = self._make_predictor(effect.bundle, effect.vector)
                 self._predictors[effect.task] = effect.version, predictor
             newest = self._source.load(InputSpec.of(effect.bundle)).newest
             return e.Predicted(effect.task, effect.version, predictor.predict(newest))
@@ -174,7 +192,7 @@ class Service:
 
     def _measured(self) -> e.Measured:
         sent, received = self._transport.bytes_sent, self._transport.bytes_received
-        return e.Measured(self._sensors(), read_vitals(), sent, received)
+        return e.Measured(self._sensors(), self._vitals(), sent, received)
 
     def _log(self, event: e.Event) -> None:
         """One line for each connection and for each end of one."""
@@ -186,9 +204,3 @@ class Service:
                 what = "lost" if self._connected else "cannot reach"
                 self._connected = False
                 log.warning("%s %s (%s); trying again in %.0f s", what, self._broker, reason, retry_in_s)
-
-
-def _wall_ms() -> int:
-    """Milliseconds since 1970 for people, 0 while the machine has no clock."""
-    now = time.time_ns() // 1_000_000
-    return now if now > _CLOCK_SET_MS else 0

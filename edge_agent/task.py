@@ -7,7 +7,7 @@ import numpy as np
 
 from edge_agent.events import Effect, Forget, LocalVector, PendingUpdate, Restored
 from edge_agent.identity import Identity
-from edge_agent.intake import Intake, Model, Work
+from edge_agent.intake import Intake, Model, ReadBundle, Work
 from edge_agent.sending import Sending
 from fl_protocol.bundle import Bundle
 from fl_protocol.messages import Desired, Result, StateName
@@ -93,8 +93,8 @@ class Task:
 class Tasks:
     """All tasks that the device knows of, by name; those that its disk remembers wait until the gateway names them."""
 
-    def __init__(self, restored: Restored, identity: Identity) -> None:
-        self._identity = identity
+    def __init__(self, restored: Restored, identity: Identity, read_bundle: ReadBundle) -> None:
+        self._identity, self._read_bundle = identity, read_bundle
         self.known: dict[str, Task] = {}
         self.assigned = False  # the gateway has spoken since this start
         for name in sorted({*restored.trained, *restored.residuals, *restored.personal}):
@@ -144,7 +144,7 @@ class Tasks:
         return effects
 
     def _add(self, name: str) -> Task:
-        self.known[name] = Task(name, Intake(name, self._identity))
+        self.known[name] = Task(name, Intake(name, self._identity, self._read_bundle))
         return self.known[name]
 
 

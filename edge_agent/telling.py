@@ -37,9 +37,13 @@ class Telling:
         """Nobody hears; what is worth keeping is told at the next connection."""
         self._connected = False
 
+    def say_state_again(self) -> None:
+        """The last one may not have arrived."""
+        self._state = None
+
     def announce(self) -> None:
         """Say who this is, and have the state said again."""
-        self._state = None
+        self.say_state_again()
         self._publish(Kind.INFO, self._info, retain=True)
 
     def num_examples(self, count: int) -> None:
@@ -53,8 +57,16 @@ class Telling:
         state = name, task, version, why[:400]
         if self._connected and state != self._state:
             self._state, self._n = state, self._n + 1
-            boot, bseq = self._identity.boot, self._bseq
-            message = DeviceState(state=name, boot=boot, bseq=bseq, n=self._n, task=task, version=version, why=state[3])
+            message = DeviceState(
+                state=name,
+                boot=self._identity.boot,
+                bseq=self._bseq,
+                n=self._n,
+                task=task,
+                version=version,
+                why=state[3],
+                incarnation=self._identity.incarnation,
+            )
             self._publish(Kind.STATE, message, retain=True)
 
     def heard_own_state(self, state: DeviceState) -> None:

@@ -2,6 +2,7 @@
 
 import queue
 import threading
+from typing import Protocol
 
 from edge_agent.events import Train, Trained, TrainingFailed
 from edge_agent.sources import Dataset
@@ -15,8 +16,24 @@ class _Abandoned(Exception):  # noqa: N818 - nobody's mistake
     """The process ends."""
 
 
-class Worker:
-    """Trains one order at a time, in the background. Keeps the last bundle's trainer, with its graphs loaded."""
+class Worker(Protocol):
+    """Trains one order at a time, in the background."""
+
+    def train(self, order: Train, dataset: Dataset) -> None:
+        """Begin; the outcome comes by `outcome`."""
+
+    def pause(self, paused: bool) -> None:
+        """Hold the training in hand, or let it go on."""
+
+    def outcome(self) -> Trained | TrainingFailed | None:
+        """What the training came to, once. Raises whatever nobody expected."""
+
+    def stop(self) -> None:
+        """Abandon the training in hand."""
+
+
+class ThreadWorker:
+    """A `Worker` on a thread. Keeps the last bundle's trainer, with its graphs loaded."""
 
     def __init__(self, make_trainer: TrainerFactory) -> None:
         self._make_trainer = make_trainer
@@ -28,16 +45,16 @@ class Worker:
         self._thread.start()
 
     def train(self, order: Train, dataset: Dataset) -> None:
-        """Begin; the outcome comes by `outcome`."""
+        """As `Worker.train`."""
         self._paused = False
         self._orders.put((order, dataset))
 
     def pause(self, paused: bool) -> None:
-        """Hold the training in hand, or let it go on."""
+        """As `Worker.pause`."""
         self._paused = paused
 
     def outcome(self) -> Trained | TrainingFailed | None:
-        """What the training came to, once. Raises whatever nobody expected."""
+        """As `Worker.outcome`."""
         try:
             outcome = self._outcomes.get_nowait()
         except queue.Empty:
@@ -47,7 +64,7 @@ class Worker:
         return outcome
 
     def stop(self) -> None:
-        """Abandon the training in hand."""
+        """As `Worker.stop`."""
         self._stopped = True
         self._orders.put(None)
         self._thread.join(STOP_S)

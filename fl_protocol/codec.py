@@ -45,15 +45,20 @@ MESSAGE_OF: Mapping[Kind, type[m.Message]] = {
 BINARY = frozenset({m.Update, m.Envelope, m.Offer, m.Grant, m.Chunk, m.Get})
 
 
-def _names(cls: type[m.Message]) -> frozenset[str]:
-    return frozenset(f.name for f in fields(cls)) - {"extra"}
+_NAMES: dict[type[m.Message], tuple[str, ...]] = {}
+
+
+def _names(cls: type[m.Message]) -> tuple[str, ...]:
+    if cls not in _NAMES:
+        _NAMES[cls] = tuple(sorted(f.name for f in fields(cls) if f.name != "extra"))
+    return _NAMES[cls]
 
 
 def to_plain(message: m.Message) -> dict[str, Any]:
     """The message as plain maps, lists, texts and numbers, fields of a later schema included."""
     plain: dict[str, Any] = {
         name: to_plain(value) if isinstance(value, m.Message) else value
-        for name in sorted(_names(type(message)))
+        for name in _names(type(message))
         if (value := getattr(message, name)) is not None
     }
     return {**message.extra, **plain}

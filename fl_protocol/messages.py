@@ -65,7 +65,8 @@ StateName = Literal["init", "ready", "training", "uploading", "sleeping", "disco
 class DeviceState(Message):
     """Retained at `dev/{id}/state`; also the last will, with state `lost`.
 
-    `boot` +1 a start, `bseq` +1 a CONNECT, `n` +1 a message: a `lost` of an older connection is recognised by them.
+    `boot` +1 a start, `bseq` +1 a CONNECT, `n` +1 a message: by them, within one `incarnation`, a word that comes late
+    is known to be older than one that came before.
     """
 
     state: StateName
@@ -75,6 +76,12 @@ class DeviceState(Message):
     task: Id | None = None
     version: Count | None = None
     why: Text = ""
+    incarnation: Incarnation | None = None
+
+    @property
+    def order(self) -> tuple[int, int, float]:
+        """Grows from word to word of one incarnation; the will is its connection's last."""
+        return self.boot, self.bseq, float("inf") if self.state == "lost" else self.n
 
 
 @dataclass(frozen=True, kw_only=True)

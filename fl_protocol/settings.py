@@ -65,8 +65,8 @@ def _shown(table: Mapping[str, Any], dotted: str) -> str:
 
 
 def _nested(hint: Any) -> type | None:
-    """The dataclass behind a field's type, if it is one (or `one | None`)."""
-    if get_origin(hint) in (Union, types.UnionType):
+    """The dataclass behind a field's type, if it is one (or `one | None`, or `tuple[one, ...]`)."""
+    if get_origin(hint) in (Union, types.UnionType, tuple):
         return next((found for arg in get_args(hint) if (found := _nested(arg))), None)
     return hint if isinstance(hint, type) and is_dataclass(hint) else None
 
@@ -80,8 +80,10 @@ def _refuse_unknown(cls: type, table: Mapping[str, Any], source: str, above: str
             hint = f"did you mean `{above}{near[0]}`?" if near else f"known here: {', '.join(sorted(names))}"
             raise ConfigError(f"{source}: unknown key `{above}{key}`", hint)
         inner = _nested(hints[key])
-        if inner and isinstance(value, Mapping):
-            _refuse_unknown(inner, value, source, f"{above}{key}.")
+        for number, item in enumerate(value if isinstance(value, list) else [value]):
+            place = f"{above}{key}[{number}]." if isinstance(value, list) else f"{above}{key}."
+            if inner and isinstance(item, Mapping):
+                _refuse_unknown(inner, item, source, place)
 
 
 def _with_environment(cls: type, table: dict[str, Any], environ: Mapping[str, str]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import cache
+from functools import cache, lru_cache
 
 from fl_protocol.errors import Code, ProtocolError
 
@@ -79,6 +79,7 @@ def _pattern(kind: Kind) -> re.Pattern[str]:
     return re.compile(rf"{ROOT}/(?P<fleet>{_ID.pattern})/{body}")
 
 
+@lru_cache(maxsize=4096)
 def parse(topic: str) -> Topic:
     """The inverse of `build`. Raises `ProtocolError(E_SCHEMA)` for anything that `build` would not make."""
     if len(topic) <= MAX_TOPIC:

@@ -99,6 +99,7 @@ _BINARY: Final = {
     aten.eq.Scalar: "Equal",
     aten.maximum.default: "Max",
     aten.minimum.default: "Min",
+    aten.mul.Scalar: "Mul",
     aten.mul.Tensor: "Mul",
 }
 
@@ -198,6 +199,26 @@ def _slice(writer: GraphWriter, node: fx.Node) -> str:
         return writer.emit(tensor)
     bounds = [[start or 0], [2**63 - 1 if end is None else end], _dims(tensor, dim or 0), [step]]
     return writer.node("Slice", writer.emit(tensor), *(_int64(writer, b) for b in bounds))
+
+
+@_lowers(aten.slice_backward.default)
+def _slice_backward(writer: GraphWriter, node: fx.Node) -> str:
+    """The gradient where the slice was, zeros around it."""
+    gradient, sizes, dim, start, end, step = node.args
+    if _same_shape(gradient, node):
+        return writer.emit(gradient)
+    (axis,) = _dims(node, dim)
+    size = sizes[axis]
+    if step != 1 or not isinstance(size, int):
+        raise ConfigError(
+            f"the model slices dimension {axis} with step {step}, and needs its gradient",
+            "slice another dimension than the batch, with step 1; reshape to take every n-th",
+        )
+    start, end, _ = slice(start, end).indices(size)
+    rank = node.meta["val"].dim()
+    before, after = [0] * rank, [0] * rank
+    before[axis], after[axis] = start, size - end
+    return writer.node("Pad", writer.emit(gradient), _int64(writer, before + after))
 
 
 @_lowers(aten._to_copy.default)  # noqa: SLF001

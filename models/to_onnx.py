@@ -24,7 +24,11 @@ from models.ops import OPS
 _TRACED_BATCH = 6
 
 # The table has these in fewer nodes than their decompositions.
-_KEPT_WHOLE = (torch.ops.aten._log_softmax.default, torch.ops.aten.threshold_backward.default)  # noqa: SLF001
+_KEPT_WHOLE = (
+    torch.ops.aten._log_softmax.default,  # noqa: SLF001
+    torch.ops.aten.slice_backward.default,
+    torch.ops.aten.threshold_backward.default,
+)
 
 TensorFunction = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 

@@ -476,8 +476,8 @@ def test_an_offer_beyond_every_bound_is_rejected():
 # --- presence, restart of the broker ---
 
 
-def state(name: str, boot: int, bseq: int) -> Received:
-    return Received("fan-0", DeviceState(state=name, boot=boot, bseq=bseq))
+def state(name: str, boot: int, bseq: int, n: int = 0, incarnation: str | None = None) -> Received:
+    return Received("fan-0", DeviceState(state=name, boot=boot, bseq=bseq, n=n, incarnation=incarnation))
 
 
 def test_a_stale_last_will_is_not_believed():
@@ -490,6 +490,27 @@ def test_a_stale_last_will_is_not_believed():
     assert not g.coordinator.fleet.devices["fan-0"].active
     g.handle(state("ready", 1, 3))
     assert g.coordinator.fleet.devices["fan-0"].active
+
+
+@given(st.permutations([("ready", 1, 1, 1), ("lost", 1, 1, 0), ("ready", 2, 1, 1), ("training", 2, 1, 2)]))
+def test_words_about_a_device_count_in_their_order_not_in_that_of_their_coming(words):
+    """Whatever comes late: the newest word of an incarnation holds, a will being its connection's last (ADR 0018)."""
+    g = gateway()
+    for word in words:
+        g.handle(state(*word, incarnation="a" * 16))
+    known = g.coordinator.fleet.devices["fan-0"].state
+    assert (known.state, known.boot, known.n) == ("training", 2, 2)
+
+
+def test_a_device_flashed_anew_counts_its_starts_from_one():
+    """A live word of another incarnation is taken though its start is lower; the old one's will is not."""
+    g = gateway()
+    g.handle(state("ready", 50, 3, 1, "a" * 16))
+    g.handle(state("ready", 1, 1, 1, "b" * 16))
+    g.handle(state("lost", 50, 3, 0, "a" * 16))
+    assert g.coordinator.fleet.devices["fan-0"].active
+    g.handle(state("lost", 1, 1, 0, "b" * 16))
+    assert not g.coordinator.fleet.devices["fan-0"].active
 
 
 def test_a_broker_that_forgot_is_told_everything_again():

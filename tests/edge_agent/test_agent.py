@@ -94,6 +94,42 @@ def test_a_reconnect_follows_its_tasks_again() -> None:
     assert topic(Kind.MANIFEST) in filters
 
 
+def subscriptions(effects: list[e.Effect]) -> dict[str, int]:
+    """Filter -> QoS of everything that was subscribed to."""
+    return {text: qos for effect in all_of(e.Subscribe, effects) for text, qos in effect.filters}
+
+
+def test_a_device_with_nothing_to_train_looks_again_ever_more_rarely() -> None:
+    """After some five minutes, then ten, then an hour at most: its tasks, plans and manifests, and its state anew."""
+    rig = Rig()
+    rig.ready_to_train()
+    wanted = {topic(Kind.DESIRED): 1, topic(Kind.PLAN): 1, topic(Kind.MANIFEST): 0}
+    rig.train(the(e.Train, rig.asked))
+    rig.verdict(updates(rig.asked)[-1], "accepted")
+    assert not wanted.keys() & subscriptions(rig.wait(220)).keys()
+    effects = rig.wait(160)
+    assert wanted.items() <= subscriptions(effects).items()
+    assert states(effects)
+    assert not wanted.keys() & subscriptions(rig.wait(440 - 160)).keys()
+    assert wanted.items() <= subscriptions(rig.wait(600)).items()
+    looks = [subscriptions(rig.wait(1800)).keys() >= wanted.keys() for _ in range(48)]
+    assert 17 <= sum(looks) <= 33  # one an hour, give or take a quarter
+
+
+def test_a_device_that_trains_does_not_look_again() -> None:
+    """Each training begins the wait anew."""
+    rig = Rig()
+    train = rig.ready_to_train()
+    for version in range(1, 6):
+        rig.wait(200)
+        rig.train(train)
+        effects = rig.verdict(updates(rig.asked)[-1], "accepted")
+        effects += rig.announce(version)
+        effects += rig.wait(3) + rig.serve(blob_of(version))
+        train = all_of(e.Train, rig.asked)[-1]
+        assert topic(Kind.DESIRED) not in subscriptions(effects)
+
+
 def test_its_own_last_will_is_contradicted_unless_it_is_of_a_later_life() -> None:
     """Reading `lost` of this connection or an older one, the device says its state again."""
     rig = Rig()

@@ -27,7 +27,7 @@ def test_a_full_disk_is_no_error_and_leaves_nothing(tmp_path: Path, monkeypatch:
     store = Objects(tmp_path)
     answers = iter([OSError(errno.ENOSPC, "full"), OSError(errno.EIO, "broken")])
 
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise next(answers)
 
     monkeypatch.setattr(objects, "write_durably", fail)

@@ -1,4 +1,4 @@
-"""The device's database: whole transactions, over kill -9, a full disk and damage."""
+"""The device's database in SQLite: whole transactions over kill -9, and damage. Its rules: tests/contracts/."""
 
 import random
 import sqlite3
@@ -10,29 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edge_agent.events import Forget, LocalVector, PendingUpdate, Restored, SaveCounter, SaveUpdate, Settle
+from edge_agent.events import Restored
 from edge_agent.outbox import Outbox
 from fl_protocol.errors import ConfigError
-from fl_protocol.messages import Result
+from tests.contracts.test_outbox import save
 from tests.edge_agent.rig import ROOT
-
-VECTOR = np.arange(1000, dtype=np.float32)
-
-
-def update(seq: int, task: str = "t", incarnation: str = "0" * 16) -> PendingUpdate:
-    """An update whose residuals say which verdict they are for."""
-    return PendingUpdate(task, incarnation, seq, seq + 10, "f" * 32, 9, b"sealed", VECTOR, -VECTOR, origin=7)
-
-
-def save(seq: int, task: str = "t") -> SaveUpdate:
-    """Its durable effect."""
-    return SaveUpdate(update(seq, task), LocalVector("f" * 32, VECTOR[:3]))
-
-
-def settle(seq: int, verdict: str, task: str = "t", code: str = "") -> Settle:
-    """Its verdict's."""
-    result = Result(task=task, incarnation="0" * 16, seq=seq, verdict=verdict, code=code, counter=seq)  # type: ignore[arg-type]
-    return Settle(update(seq, task), result, "results")
 
 
 def reopened(path: Path) -> Restored:
@@ -41,107 +23,6 @@ def reopened(path: Path) -> Restored:
     restored = outbox.start()
     outbox.close()
     return restored
-
-
-def test_a_new_outbox_makes_an_incarnation_and_counts_its_starts(tmp_path: Path) -> None:
-    """boot +1 a start; the incarnation stays with the storage."""
-    first, second = (reopened(tmp_path / "o.sqlite3") for _ in range(2))
-    assert (first.boot, second.boot) == (1, 2)
-    assert first.incarnation == second.incarnation
-    assert len(first.incarnation) == 16
-    assert reopened(tmp_path / "other.sqlite3").incarnation != first.incarnation
-
-
-def test_an_update_survives_until_its_verdict(tmp_path: Path) -> None:
-    """The row, its residuals, seq, the version trained from and the personal state are there after a restart."""
-    path = tmp_path / "o.sqlite3"
-    outbox = Outbox(path)
-    outbox.start()
-    assert outbox.apply(save(1))
-    outbox.close()
-    restored = reopened(path)
-    (pending,) = restored.pending
-    assert (pending.seq, pending.base_version, pending.sealed, pending.num_examples) == (1, 11, b"sealed", 9)
-    np.testing.assert_array_equal(pending.if_accepted, VECTOR)
-    np.testing.assert_array_equal(pending.if_refused, -VECTOR)
-    np.testing.assert_array_equal(restored.personal["t"].vector, VECTOR[:3])
-    assert (restored.seq, restored.trained, pending.origin) == (1, {"t": 11}, 7)
-
-
-@pytest.mark.parametrize("verdict", ["accepted", "stale", "rejected"])
-def test_a_verdict_moves_the_residual_and_is_kept_in_the_ledger(tmp_path: Path, verdict: str) -> None:
-    """In one transaction with the counter; settling twice is settling once."""
-    path = tmp_path / "o.sqlite3"
-    outbox = Outbox(path)
-    outbox.start()
-    outbox.apply(save(1))
-    for _ in range(2):
-        assert outbox.apply(settle(1, verdict, code="E_STALE" if verdict == "stale" else ""))
-    assert [(row["seq"], row["verdict"], row["base_version"]) for row in outbox.ledger()] == [(1, verdict, 11)]
-    outbox.close()
-    restored = reopened(path)
-    assert not restored.pending
-    assert restored.counters == {"results": 1}
-    np.testing.assert_array_equal(restored.residuals["t"].vector, VECTOR if verdict == "accepted" else -VECTOR)
-    assert (restored.residuals["t"].fingerprint, restored.residuals["t"].origin) == ("f" * 32, 7)
-
-
-def test_a_verdict_on_an_update_that_is_not_here_writes_no_ledger(tmp_path: Path) -> None:
-    """Only what was in flight is settled."""
-    outbox = Outbox(tmp_path / "o.sqlite3")
-    outbox.start()
-    outbox.apply(settle(5, "accepted"))
-    assert outbox.ledger() == []
-
-
-def test_the_ledger_keeps_the_newest(tmp_path: Path) -> None:
-    """It is bounded; the oldest rows go first."""
-    outbox = Outbox(tmp_path / "o.sqlite3", ledger_rows=10)
-    outbox.start()
-    for seq in range(1, 26):
-        outbox.apply(save(seq))
-        outbox.apply(settle(seq, "accepted"))
-    assert [row["seq"] for row in outbox.ledger()] == list(range(16, 26))
-
-
-def test_leaving_a_task_forgets_it_alone(tmp_path: Path) -> None:
-    """The others stay, and so does the ledger."""
-    outbox = Outbox(tmp_path / "o.sqlite3")
-    outbox.start()
-    for task in ("a", "b"):
-        outbox.apply(save(1, task))
-        outbox.apply(settle(1, "accepted", task))
-        outbox.apply(save(2, task))
-    outbox.apply(Forget("a"))
-    restored = outbox.start()
-    assert [p.task for p in restored.pending] == ["b"]
-    assert set(restored.trained) == set(restored.residuals) == set(restored.personal) == {"b"}
-    assert len(outbox.ledger()) == 2
-
-
-def test_counters_never_shrink(tmp_path: Path) -> None:
-    """The highest is kept, whatever the order."""
-    outbox = Outbox(tmp_path / "o.sqlite3")
-    for counter in (3, 9, 4):
-        outbox.apply(SaveCounter("plans", counter))
-    assert outbox.start().counters == {"plans": 9}
-
-
-def test_a_full_disk_changes_nothing_and_is_no_error(tmp_path: Path) -> None:
-    """`apply` says False, the old state stands, and the same effect succeeds once there is room."""
-    path = tmp_path / "o.sqlite3"
-    outbox = Outbox(path)
-    outbox.start()
-    outbox.apply(save(1))
-    outbox._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-    (pages,) = outbox._db.execute("PRAGMA page_count").fetchone()
-    outbox._db.execute(f"PRAGMA max_page_count = {pages}")
-    assert not outbox.apply(save(2, "another"))
-    assert [p.task for p in outbox.start().pending] == ["t"]
-    outbox._db.execute(f"PRAGMA max_page_count = {10 * pages}")
-    assert outbox.apply(save(2, "another"))
-    outbox.close()
-    assert [p.task for p in reopened(path).pending] == ["t", "another"]
 
 
 @pytest.mark.parametrize("damage", ["not a database", "torn"])

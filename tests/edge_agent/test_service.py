@@ -18,8 +18,10 @@ from edge_agent.outbox import Outbox
 from edge_agent.service import Service
 from edge_agent.sources.folder import FolderSource
 from edge_agent.trainer import OnnxTrainer
+from edge_agent.worker import ThreadWorker
 from fl_protocol.errors import ConfigError
-from fl_protocol.memory import MemoryBroker, MemoryTransport
+from fl_protocol.memory import MemoryTransport
+from fl_protocol.memory_broker import MemoryBroker
 from fl_protocol.messages import DeviceEvent, DeviceInfo, DeviceState, Health, Offer, Prediction, Update
 from fl_protocol.topics import Kind, build
 from tests.edge_agent.rig import BUNDLE_BYTES, DEVICE, DEVICE_KEY, FLEET, FLEET_KEY
@@ -65,7 +67,7 @@ class Bench:
             outbox,
             Objects(self.state / "objects"),
             FolderSource(self.data),
-            lambda bundle: OnnxTrainer(bundle, duty_cycle=duty_cycle),
+            ThreadWorker(lambda bundle: OnnxTrainer(bundle, duty_cycle=duty_cycle)),
             lambda: Reading(temperature_c=40.0),
             measure_s=0.05,
         )
@@ -124,7 +126,10 @@ def test_a_device_learns_predicts_and_reports(bench: Bench) -> None:
     assert prediction.label in gateway.bundle.labels
     assert {"init", "ready", "training"} <= set(bench.states())
     assert all(message.ts > 0 for message in gateway.of(DeviceState))
-    bench.until(lambda: not bench.broker._sessions[DEVICE].in_flight, "every delivery acknowledged")
+    session = bench.broker._sessions[DEVICE]
+    assert session.link
+    sent = session.link.last_mid
+    bench.until(lambda: all(mid > sent for mid in session.in_flight), "every delivery acknowledged")
     bench.services.remove(service)
     service.close()
     bench.gateway.step()

@@ -45,3 +45,39 @@ def test_data_is_synced_before_the_rename_and_the_folder_after(tmp_path, monkeyp
     monkeypatch.setattr(durable.Path, "replace", lambda a, b: (calls.append("rename"), replace(a, b))[1])
     write_durably(tmp_path / "f", b"x")
     assert calls == ["fsync", "rename", "fsync"]
+
+
+def test_a_new_directory_is_durable_too(tmp_path, monkeypatch):
+    """Each new one is synced into the one above it, the uppermost first; those that are there are left alone."""
+    synced = []
+    sync_directory = durable.OsFiles.sync_directory
+    monkeypatch.setattr(
+        durable.OsFiles, "sync_directory", lambda self, path: (synced.append(path), sync_directory(self, path))[1]
+    )
+    write_durably(tmp_path / "a" / "b" / "f", b"x")
+    assert synced == [tmp_path, tmp_path / "a", tmp_path / "a" / "b"]
+    synced.clear()
+    write_durably(tmp_path / "a" / "b" / "g", b"x")
+    assert synced == [tmp_path / "a" / "b"]
+
+
+def test_the_first_error_is_the_one_that_is_told(tmp_path, monkeypatch):
+    """The disk is full, and then the leftover cannot be removed either."""
+
+    def fail(number: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(durable.os, "fsync", lambda _: fail(errno.ENOSPC))
+    monkeypatch.setattr(durable.Path, "unlink", lambda *_: fail(errno.EIO))
+    with pytest.raises(OSError, match="No space"):
+        write_durably(tmp_path / "f", b"x")
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o644])
+def test_a_file_has_its_mode_before_it_has_its_content(tmp_path, monkeypatch, mode):
+    """A private key is never readable by others, not for a moment."""
+    seen = []
+    fsync = os.fsync
+    monkeypatch.setattr(durable.os, "fsync", lambda fd: (seen.append(os.fstat(fd).st_mode & 0o777), fsync(fd))[1])
+    write_durably(tmp_path / "f", b"secret", mode)
+    assert seen[0] == mode & ~os.umask(os.umask(0))

@@ -26,8 +26,18 @@ def grads(given):
     )
 
 
+def gradient_of_slices(given):
+    """What a convolution over time asks for: slices that overlap, each with zeros around its gradient."""
+    x = given["x"].detach().requires_grad_()
+    taps = [x[:, 1:3], x[:, :2, 0:], x[:, -2:], x[:, 0:4][:, 2:99]]
+    loss = sum((factor * tap.square()).sum() for factor, tap in enumerate(taps, 1)) + x[:, :, -1:].pow(3).sum()
+    (gradient,) = torch.autograd.grad(loss, [x])
+    return {"gradient": gradient}
+
+
 FUNCTIONS = {
     "gradients": grads,
+    "gradient of slices": gradient_of_slices,
     "correct": lambda g: {"out": is_correct(g["x"].mean(1)[:, :3], g["y"]).sum()},
     "matmul": lambda g: {"out": g["x"].flatten(0, 1) @ g["w"].t()},
     "addmm": lambda g: {"out": torch.addmm(g["b"], g["x"].flatten(0, 1), g["w"].t(), alpha=2, beta=-1)},
@@ -97,6 +107,16 @@ def test_equal_nodes_are_written_once():
 def test_an_op_that_has_no_translation_is_named():
     with pytest.raises(ConfigError, match=r"aten\.erfinv"):
         compiled(lambda g: {"out": torch.erfinv(g["x"])})
+
+
+@pytest.mark.parametrize("cut", [lambda x: x[:, ::2], lambda x: x[1:]])
+def test_the_gradient_of_a_slice_with_gaps_or_of_the_batch_is_refused_with_a_hint(cut):
+    def function(given):
+        x = given["x"].detach().requires_grad_()
+        return {"gradient": torch.autograd.grad(cut(x).square().sum(), [x])[0]}
+
+    with pytest.raises(ConfigError, match="step 1"):
+        compiled(function)
 
 
 def test_float64_has_no_place_in_a_bundle():

@@ -34,13 +34,15 @@ def free_port() -> int:
 
 
 class Mosquitto:
-    """A broker; with `persistence` it writes its disk at every change, else it forgets everything when it ends.
+    """A broker; with `persistence` it writes its disk, else it forgets everything when it ends.
 
+    It writes at every change with `autosave`, else when `save` tells it to and when it is stopped in good order.
     `settings` are lines of mosquitto.conf. Where they say `allow_anonymous`, the default (true) is left out.
     """
 
-    def __init__(self, directory: Path, settings: str = "", *, persistence: bool = True) -> None:
-        self.directory, self.settings, self.persistence = directory, settings, persistence
+    def __init__(self, directory: Path, settings: str = "", *, persistence: bool = True, autosave: bool = True) -> None:
+        self.directory, self.settings = directory, settings
+        self.persistence, self.autosave = persistence, autosave
         self.database = directory / "mosquitto.db"
         self.log = directory / "mosquitto.log"
         self.port = 0
@@ -64,7 +66,7 @@ class Mosquitto:
             lines.append("user root")
         if self.persistence:
             lines += ["persistence true", f"persistence_location {self.directory}/"]
-            lines += ["autosave_on_changes true", "autosave_interval 1"]
+            lines += ["autosave_on_changes true", "autosave_interval 1"] if self.autosave else ["autosave_interval 0"]
         return "\n".join(lines) + "\n"
 
     def restart(self) -> None:
@@ -92,6 +94,18 @@ class Mosquitto:
         """End it in good order."""
         self._end(signal.SIGTERM)
 
+    def save(self) -> None:
+        """Make it write its disk now; returns when it has."""
+        assert self.process is not None, "it does not run"
+        before = self._written()
+        self.process.send_signal(signal.SIGUSR1)
+        wait_until(lambda: self._written() != before, what="mosquitto writes its disk")
+
+    def has_lost(self, client_id: str) -> bool:
+        """Whether it knows by now that the last connection of a client id has ended."""
+        log = self.log.read_text()
+        return log.rfind(f"Client {client_id} ") > log.rfind(f" as {client_id} (")
+
     def wipe(self) -> None:
         """Lose the disk of a broker that does not run."""
         assert self.process is None, "kill it first"
@@ -100,6 +114,13 @@ class Mosquitto:
     def holds(self, content: bytes) -> bool:
         """Whether the disk holds these bytes, as part of a session or a retained message."""
         return self.database.exists() and content in self.database.read_bytes()
+
+    def _written(self) -> tuple[int, int] | None:
+        """Which file the disk is: each write makes a new one, and renames it when it is whole."""
+        if not self.database.exists():
+            return None
+        file = self.database.stat()
+        return file.st_ino, file.st_mtime_ns
 
     def _end(self, number: signal.Signals) -> None:
         if self.process is not None:

@@ -1,0 +1,235 @@
+"""A device's way to the broker: latency, bandwidth, packet loss, partitions; and a transport that lives with it.
+
+TCP delivers in order or not at all, so a lost packet is a late one here, and everything behind it is late too. A
+partition holds what is sent; one that outlasts the keep-alive ends the connection, for each end when it notices.
+What brokers lose, double or reorder beyond that is `MemoryBroker.fate`'s, see faults.py.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from random import Random
+
+import numpy as np
+
+from anabranch.simulator.power import CrashPoint
+from anabranch.simulator.trace import Trace
+from anabranch.simulator.world import Action, World
+from fl_protocol.memory import MemoryTransport
+from fl_protocol.memory_broker import Link, MemoryBroker
+from fl_protocol.reconnect import CONNACK_S, HEALTHY_S, Backoff
+from fl_protocol.transport import Disconnected, Limits, WillOf
+
+KEEPALIVE_S = 30.0
+CONNECT_S = 10.0  # a SYN without an answer; as in fl_protocol.mqtt
+RETRANSMIT_S = 0.2  # TCP's least time-out on Linux
+MAX_RETRANSMITS = 6  # doublings
+OUTGOING_BYTES = 32 << 20  # what `fl_protocol.queues.Outgoing` holds at most
+BUFFERED = 64 << 10  # bytes on the way down at which the broker holds back: a socket's buffer
+
+
+@dataclass(frozen=True)
+class LinkSpec:
+    """One link: latency one way in seconds, `jitter_s` on top (exponential), bytes a second (0: without limit), and
+    the share of packets that TCP has to send again."""
+
+    latency_s: float = 0.02
+    jitter_s: float = 0.0
+    up_bytes_s: float = 0.0
+    down_bytes_s: float = 0.0
+    loss: float = 0.0
+
+
+class _Way:
+    """One direction: a queue that empties at the link's speed, and arrivals in order."""
+
+    def __init__(self) -> None:
+        self.free_at = 0.0  # when the last byte of what was sent has left
+        self.last_at = 0.0  # when it arrives
+        self.queued = 0  # bytes sent and not arrived
+        self.held: list[tuple[int, Action]] = []
+
+
+class SimulatedWire:
+    """A `Wire` of virtual time."""
+
+    def __init__(self, world: World, spec: LinkSpec, rng: Random) -> None:
+        self._world, self.spec, self._rng = world, spec, rng
+        self._up, self._down = _Way(), _Way()
+        self._drained: Action = lambda: None
+        self.holds = 0  # partitions that last
+        self.slowness = 1.0  # by which everything takes longer
+
+    @property
+    def broken(self) -> bool:
+        """Whether a partition holds everything back."""
+        return self.holds > 0
+
+    def up(self, size: int, arrive: Action, /) -> None:
+        """See `Wire.up`."""
+        self._send(self._up, self.spec.up_bytes_s, size, arrive)
+
+    def down(self, size: int, arrive: Action, /) -> None:
+        """See `Wire.down`."""
+        self._send(self._down, self.spec.down_bytes_s, size, arrive)
+
+    def full(self) -> bool:
+        """See `Wire.full`."""
+        return self._down.queued >= BUFFERED
+
+    def on_drained(self, drained: Action, /) -> None:
+        """See `Wire.on_drained`."""
+        self._drained = drained
+
+    def heal(self) -> None:
+        """One partition ends; with the last, what was held is on its way."""
+        self.holds -= 1
+        if self.broken:
+            return
+        for way, rate in ((self._up, self.spec.up_bytes_s), (self._down, self.spec.down_bytes_s)):
+            held, way.held = way.held, []
+            for size, arrive in held:
+                way.queued -= size
+                self._send(way, rate, size, arrive)
+
+    def _send(self, way: _Way, bytes_s: float, size: int, arrive: Action) -> None:
+        way.queued += size
+        if self.broken:
+            way.held.append((size, arrive))
+            return
+        world, spec, late = self._world, self.spec, 0.0
+        if bytes_s:
+            way.free_at = max(world.now, way.free_at) + size / bytes_s * self.slowness
+            late = way.free_at - world.now
+        late += spec.latency_s * self.slowness
+        if spec.jitter_s:
+            late += self._rng.expovariate(1.0 / spec.jitter_s)
+        if spec.loss:
+            timeout = RETRANSMIT_S + 2 * spec.latency_s * self.slowness
+            for n in range(MAX_RETRANSMITS):
+                if self._rng.random() >= spec.loss:
+                    break
+                late += timeout * 2**n
+        way.last_at = max(way.last_at, world.now + late)
+        world.at(way.last_at, lambda: self._arrives(way, size, arrive))
+
+    def _arrives(self, way: _Way, size: int, arrive: Action) -> None:
+        if self.broken:  # it was on its way when the partition began
+            way.held.append((size, arrive))
+            return
+        full = self.full()
+        way.queued -= size
+        arrive()
+        if full and not self.full():
+            self._drained()
+
+
+class LinkedTransport(MemoryTransport):
+    """A `MemoryTransport` over a `SimulatedWire`, which comes back as `MqttTransport` does: with the same back-off.
+
+    `crash_point` is called before everything that leaves; `on_news` when `receive` has something to return.
+    """
+
+    def __init__(
+        self,
+        world: World,
+        trace: Trace,
+        broker: MemoryBroker,
+        client_id: str,
+        wire: SimulatedWire,
+        *,
+        will: WillOf | None,
+        crash_point: CrashPoint,
+        on_news: Callable[[], None],
+        rng: np.random.Generator,
+        receive_maximum: int = 64,
+        reconnect_max_s: float = 300.0,
+    ) -> None:
+        super().__init__(broker, client_id, will=will, receive_maximum=receive_maximum, wire=wire, on_news=on_news)
+        self._world, self._trace, self._simulated, self._crash_point = world, trace, wire, crash_point
+        self._backoff = Backoff(min(1.0, reconnect_max_s), reconnect_max_s, rng)
+        self._retry_at = 0.0
+        self._established_at = 0.0
+        self._dead = False
+
+    def acknowledge(self, receipt: object) -> None:
+        """As `Transport.acknowledge`."""
+        self._crash_point("acknowledge")
+        super().acknowledge(receipt)
+
+    def publish(self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False) -> None:
+        """As `Transport.publish`."""
+        self._crash_point(f"publish {topic}")
+        self._trace.packet(self.client_id, "says", topic, payload)
+        super().publish(topic, payload, qos=qos, retain=retain)
+
+    def die(self, *, noticed: bool) -> None:
+        """The process is gone. `noticed`: its kernel tells the broker; else the broker waits for the keep-alive."""
+        link, self._link, self._dead, self._wanted = self._link, None, True, False
+        if noticed and not self._simulated.broken:
+            if link:
+                self.wire.up(0, lambda: self._broker.cut(self.client_id, link.bseq))
+        elif link:
+            self._world.after(1.5 * KEEPALIVE_S, lambda: self._broker.cut(self.client_id, link.bseq))
+
+    def cut(self) -> None:
+        """The connection is reset, for both ends at once."""
+        if link := self._link:
+            self._broker.cut(self.client_id, link.bseq)
+            self.ended(link, "connection reset")
+
+    def timed_out(self) -> None:
+        """This end stood still for too long: the broker ends the connection, and this end learns of it in time."""
+        if link := self._link:
+            self._broker.cut(self.client_id, link.bseq)
+
+    def went_silent(self) -> None:
+        """A partition began: each end gives the connection up when it has heard nothing for too long."""
+        if link := self._link:
+            self._world.after(KEEPALIVE_S, lambda: self._give_up(link))
+            self._world.after(1.5 * KEEPALIVE_S, lambda: self._broker_gives_up(link))
+
+    def accepted(self, link: Link, present: bool, limits: Limits) -> None:
+        """CONNACK."""
+        self._established_at = self._world.now
+        super().accepted(link, present, limits)
+
+    def _give_up(self, link: Link) -> None:
+        if self._simulated.broken:
+            self.ended(link, f"the broker was silent for {KEEPALIVE_S:.0f} s")
+
+    def _broker_gives_up(self, link: Link) -> None:
+        if self._simulated.broken:
+            self._broker.cut(self.client_id, link.bseq)
+
+    def _retry_in_s(self, link: Link) -> float:
+        if link.established and self._world.now - self._established_at > HEALTHY_S:
+            self._backoff.failures = 0
+        return self._wait()
+
+    def _wait(self, extra_s: float = 0.0) -> float:
+        wait_s = extra_s + self._backoff.next()
+        self._retry_at = self._world.now + wait_s
+        self._world.at(self._retry_at, self._retry)
+        return wait_s
+
+    def _retry(self) -> None:
+        if not self._dead:
+            self._on_news()
+
+    def _may_connect(self) -> bool:
+        if self._world.now < self._retry_at:
+            return False
+        if self._simulated.broken:
+            self._unread.disconnected(Disconnected("no answer", self._wait(CONNECT_S)))
+            return False
+        return True
+
+    def _connect(self) -> None:
+        before = self._link
+        super()._connect()
+        if self._link is not before and (link := self._link):
+            self._world.after(CONNACK_S, lambda: self._no_answer(link))
+
+    def _no_answer(self, link: Link) -> None:
+        if not link.established:
+            self.ended(link, f"CONNECT was not answered in {CONNACK_S:g} s")

@@ -1,0 +1,291 @@
+"""The gateway's store in memory: what `broker_aggregator.store.SqliteStore` means, on a disk that can fail.
+
+Rows hold the effects' own objects, never changed and never encoded: a run of 100,000 updates spends its time elsewhere.
+tests/contracts/test_store.py and test_stores_agree.py hold the two stores to each other.
+"""
+
+import sqlite3
+from collections import Counter, deque
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from anabranch.simulator.journal import Journal, Table
+from anabranch.simulator.power import CrashPoint, never
+from broker_aggregator import events as e
+from broker_aggregator.fleet import Device
+from broker_aggregator.releasing import Buffered, vector_bytes
+from broker_aggregator.restoring import KeptTask, Loaded, not_kept, restored_fleet, restored_task
+from broker_aggregator.task import KEPT_NORMS
+from fl_protocol.messages import DeviceState, Plan, Result, Update
+from fl_protocol.tensors import ModelLayout
+
+Name = tuple[str, str, int]  # device, incarnation, seq
+
+
+class Row(NamedTuple):
+    """One update in the ledger: what it was told, and what became of it. A tuple, for there are 100,000 of them."""
+
+    device: str
+    incarnation: str
+    seq: int
+    task: str  # with `#` and the time behind it, once that was deleted
+    base_version: int
+    num_bytes: int
+    verdict: Result  # as first told
+    disposal: str | None = None  # "buffered" | "counted" | "quarantined", None: was refused
+    version: int | None = None  # that counted it
+    place: int | None = None  # in the order of summation
+    staleness: int | None = None  # when it was counted
+    why: str = ""
+    norm: float | None = None
+    scale: float | None = None
+    update: Update | None = None  # None once pruned
+
+
+class _Version(NamedTuple):
+    """One release and what it measured; `release` is None once pruned."""
+
+    release: e.Release | None
+    share: float
+    sha256: str
+    value: float | None = None
+    loss: float | None = None
+
+
+class _Member(NamedTuple):
+    """A device."""
+
+    public_key: str
+    revoked: bool
+    state: DeviceState | None = None
+
+
+class MemoryStore(Journal[e.Durable]):
+    """`broker_aggregator.storage.Store`, and what the checker asks of its disk. See `Journal` for how it fails."""
+
+    __slots__ = ("_counters", "_devices", "_ledger", "_plans", "_releases", "_suspects", "_tasks", "keep_releases")
+
+    def __init__(self, crash_point: CrashPoint = never, keep_releases: int = 200, *, synchronous: bool = True) -> None:
+        super().__init__(crash_point, synchronous=synchronous)
+        self.keep_releases = keep_releases
+        self._counters: Table[int] = {}
+        self._devices: Table[_Member] = {}
+        self._tasks: Table[e.SaveTask] = {}
+        self._plans: dict[str, Table[tuple[Plan, ModelLayout]]] = {}  # task -> revision
+        self._releases: dict[str, Table[_Version]] = {}  # task -> version
+        self._ledger: Table[Row] = {}  # by name; no row is ever deleted, so that its order is the record order
+        self._suspects: Table[int] = {}
+
+    # --- writing ---
+
+    def next_counter(self, name: str) -> int:
+        """One more than the last."""
+        value = self._counters.get(name, 0) + 1
+        self._set(self._counters, name, value)
+        self._done()
+        return value
+
+    def suspect(self, digest: str) -> None:
+        """A delivery was in hand when something raised."""
+        with self.transaction():
+            self._set(self._suspects, digest, self._suspects.get(digest, 0) + 1)
+
+    def apply(self, effect: e.Durable, ts: int) -> None:
+        """Write one effect. Raises `sqlite3.IntegrityError` as SQLite does."""
+        match effect:
+            case e.RecordUpdate(update, verdict, num_bytes, norm, scale):
+                name = update.device, update.incarnation, update.seq
+                about = *name, update.task, update.base_version, num_bytes, verdict
+                self._record(Row(*about, "buffered", norm=norm, scale=scale, update=update))
+            case e.RecordVerdict(device, verdict, base_version, num_bytes):
+                name = device, verdict.incarnation, verdict.seq
+                self._record(Row(*name, verdict.task, base_version, num_bytes, verdict))
+            case e.CommitRelease(release):
+                self._commit(release)
+            case e.Quarantine(used, why):
+                for name in used:
+                    self._set(self._ledger, name, self._waiting(name)._replace(disposal="quarantined", why=why))
+            case e.SaveTask(plan, layout):
+                self._set(self._tasks, plan.task, effect)
+                plans = self._plans.setdefault(plan.task, {})
+                _, first = plans.get(plan.revision, (plan, layout))  # a revision's layout is that of its first word
+                self._set(plans, plan.revision, (plan, first))
+            case e.SaveEvaluation(task, version, loss, value):
+                if (row := self._of(task).get(version)) is not None:
+                    self._set(self._releases[task], version, row._replace(value=_real(value), loss=_real(loss)))
+            case e.RemoveTask(task):
+                self._remove(task, ts)
+            case e.SaveDevice(device, public_key, revoked):
+                known = self._devices.get(device)
+                self._set(self._devices, device, _Member(public_key, revoked, known.state if known else None))
+            case e.SaveState(device, state):
+                if device in self._devices:
+                    member = self._devices[device]
+                    news = member._replace(state=state) if isinstance(state, DeviceState) else member
+                    self._set(self._devices, device, news)
+            case e.SaveCounter(name, value):
+                self._set(self._counters, name, max(value, self._counters.get(name, value)))
+        self._done(effect)
+
+    def _record(self, row: Row) -> None:
+        name = row[:3]
+        if name in self._ledger:
+            raise sqlite3.IntegrityError(f"UNIQUE constraint failed: {name} is in the ledger")
+        self._set(self._ledger, name, row)
+
+    def _commit(self, release: e.Release) -> None:
+        versions = self._releases.setdefault(release.task, {})
+        if release.version in versions:
+            raise sqlite3.IntegrityError(f"UNIQUE constraint failed: {release.task} has version {release.version}")
+        self._set(versions, release.version, _Version(release, release.share, release.sha256))
+        for place, (name, staleness) in enumerate(zip(release.used, release.staleness, strict=True)):
+            row = self._waiting(name)
+            counted = (*row[:7], "counted", release.version, place, staleness, "", *row[12:])
+            self._set(self._ledger, name, Row._make(counted))  # half the time of _replace
+        self._prune(versions, release.version - self.keep_releases)
+
+    def _waiting(self, name: Name) -> Row:
+        row = self._ledger.get(name)
+        if row is None or row.disposal != "buffered":
+            raise sqlite3.IntegrityError(f"update {name} is not waiting in a buffer: it would be counted twice")
+        return row
+
+    def _prune(self, versions: Table[_Version], old: int) -> None:
+        """Vectors and payloads of old releases go; their ledger rows stay."""
+        for version, row in [(v, r) for v, r in versions.items() if v <= old and r.release is not None]:
+            assert row.release is not None
+            self._drop_updates(row.release)
+            if version < old:
+                self._set(versions, version, row._replace(release=None))
+
+    def _drop_updates(self, release: e.Release) -> None:
+        for name in release.used:
+            if self._ledger[name].update is not None:
+                self._set(self._ledger, name, self._ledger[name]._replace(update=None))
+
+    def _remove(self, task: str, ts: int) -> None:
+        tables: list[Table[Any]] = [self._of(task), self._plans.get(task, {})]
+        for table in tables:
+            for key in list(table):
+                self._delete(table, key)
+        if task in self._tasks:
+            self._delete(self._tasks, task)
+        for name, row in list(self._ledger.items()):
+            if row.task == task:
+                self._set(self._ledger, name, row._replace(task=f"{task}#{ts}", update=None))
+
+    # --- reading ---
+
+    def suspects(self) -> dict[str, int]:
+        """How often each delivery was in hand at a crash."""
+        return dict(sorted(self._suspects.items()))
+
+    def load(self, now: float) -> Loaded:
+        """Fleet, tasks with their buffers, counters."""
+        devices = (Device(id_, m.public_key, m.revoked, m.state) for id_, m in sorted(self._devices.items()))
+        verdicts = ((name[0], self._ledger[name].verdict) for name in sorted(self._ledger))
+        return Loaded(
+            restored_fleet(devices, verdicts),
+            {task: restored_task(self._kept_task(self._tasks[task]), now) for task in sorted(self._tasks)},
+            dict(sorted(self._counters.items())),
+        )
+
+    def _kept_task(self, saved: e.SaveTask) -> KeptTask:
+        name = saved.plan.task
+        plan, release = self.plan(name), self.release(name)
+        versions = [self._of(name)[version] for version in sorted(self._of(name)) if version >= plan.origin]
+        buffered, in_vain = [], 0
+        numbers: Counter[str] = Counter()
+        num_bytes: Counter[str] = Counter()
+        norms: deque[float] = deque(maxlen=KEPT_NORMS)
+        for row in self._ledger.values():
+            if row.task != name:
+                continue
+            numbers[row.verdict.verdict] += 1
+            num_bytes[row.verdict.verdict] += row.num_bytes
+            in_vain += row.disposal is None and row.base_version == release.version
+            if row.disposal == "buffered":
+                buffered.append(_buffered(row))
+            if row.norm is not None and row.scale is not None and row.base_version >= plan.origin:
+                norms.append(row.norm * row.scale)
+        return KeptTask(
+            plan=plan,
+            layout=saved.layout,
+            metric=saved.metric,
+            evaluation=saved.evaluation,
+            elapsed_s=saved.elapsed_s,
+            why=saved.why,
+            release=release,
+            made=sum(row.share > 0 for row in self._of(name).values()),
+            buffered=buffered,
+            in_vain=in_vain,
+            measured=[(row.value, row.loss) for row in versions if row.value is not None],
+            verdicts=[(verdict, numbers[verdict], num_bytes[verdict]) for verdict in numbers],
+            norms=list(norms),
+        )
+
+    def plan(self, task: str, revision: int | None = None) -> Plan:
+        """A task's plan, the newest revision unless told."""
+        plans = self._plans[task]
+        return plans[sorted(plans)[-1] if revision is None else revision][0]
+
+    def layout(self, task: str, revision: int) -> ModelLayout:
+        """The layout that a plan's revision trained."""
+        return self._plans[task][revision][1]
+
+    def releases(self, task: str) -> list[int]:
+        """The versions whose vector is still kept, oldest first."""
+        return sorted(version for version, row in self._of(task).items() if row.release is not None)
+
+    def release(self, task: str, version: int | None = None) -> e.Release:
+        """A version with its vector, the newest unless told. Raises `ConfigError` for one that is not kept."""
+        versions = self._of(task)
+        row = versions.get(max(versions, default=0) if version is None else version)
+        if row is None or row.release is None:
+            raise not_kept(task, version, self._tasks)
+        return row.release
+
+    def counted_in(self, task: str, version: int) -> list[Buffered]:
+        """The updates that a kept version counted, in the order of their summation."""
+        row = self._of(task).get(version)
+        return [_buffered(self._ledger[name]) for name in row.release.used] if row and row.release else []
+
+    def vector_bytes(self, sha256: str) -> bytes | None:
+        """The kept version of that SHA-256 as devices fetch it, None where there is none."""
+        for versions in self._releases.values():
+            for row in reversed(versions.values()):
+                if row.sha256 == sha256 and row.release is not None:
+                    return vector_bytes(row.release.vector)
+        return None
+
+    # --- for the checker ---
+
+    def rows(self) -> Iterator[Row]:
+        """The ledger, in record order."""
+        return iter(self._ledger.values())
+
+    def durable_verdict(self, device: str, incarnation: str, seq: int) -> Result | None:
+        """What an update was told, None unless that is on the disk."""
+        row = self._synced(self._ledger).get((device, incarnation, seq))
+        return row.verdict if row else None
+
+    def durable_version(self, task: str) -> tuple[int, str] | None:
+        """Number and SHA-256 of the newest version that is on the disk, None where none is."""
+        versions = self._synced(self._of(task))
+        newest = max(versions, default=None)
+        return None if newest is None else (newest, versions[newest].sha256)
+
+    def _of(self, task: str) -> Table[_Version]:
+        return self._releases.get(task, {})
+
+
+def _buffered(row: Row) -> Buffered:
+    assert row.update is not None
+    assert row.norm is not None
+    assert row.scale is not None
+    return Buffered(row.update, row.norm, row.scale, row.num_bytes)
+
+
+def _real(value: float) -> float | None:
+    """SQLite keeps what is not a number as NULL."""
+    return value if value == value else None
