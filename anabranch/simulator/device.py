@@ -1,6 +1,5 @@
 """A device of the twin: the production agent, from its loop down to its codecs, on a simulated machine."""
 
-import errno
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,14 +103,13 @@ class DeviceHost(Host):
         self.outbox = MemoryOutbox(self.crash_point, self.rng)
         self.outbox.on_durable = self._durable
         files.crash_point = self.crash_point
-        files.fault = self._file_fault
+        files.fault = self.file_fault
         self.wire = SimulatedWire(self.world, spec.link, self.world.rng("link", spec.name))
         pace = Pace(
             common.step_s * spec.slowness, common.overhead_s * spec.slowness, spec.memory_mb >= common.memory_mb
         )
         self._pace = pace
         self.may_train = True
-        self.disk_fails = False
         self.clock_ms = EPOCH_MS  # what its wall clock said at the start; faults move it
         self.awake_s = self.trained_s = 0.0
         self._service: Service | None = None
@@ -216,10 +214,7 @@ class DeviceHost(Host):
 
     def excuse(self, error: Exception) -> bool:
         """A disk that fails ends the agent, and so does a full one at its start, with a word to its operator."""
-        return isinstance(error, ConfigError) and (self.disk_fails or self.outbox.full)
+        return isinstance(error, ConfigError) and (self.files_fail or self.outbox.full)
 
     def _durable(self, effects: Sequence[object]) -> None:
         self.common.checker.on_outbox(self.name, effects)
-
-    def _file_fault(self, label: str) -> int:
-        return errno.EIO if self.disk_fails and not label.startswith("mkdir") else 0

@@ -29,7 +29,7 @@ _WEIGHTS: Mapping[Deed, float] = {
     "disk-fails": 1, "gate": 1, "lose": 2, "double": 2, "reorder": 2, "late": 2, "leave": 0.5,
     "broker-stops": 1, "broker-restart": 1, "broker-forgets": 1, "broker-wiped": 1,
 }  # fmt: skip
-_OF_DEVICES = frozenset({"disk-fails", "gate", "leave"})
+_OF_DEVICES = frozenset({"gate", "leave"})
 _OF_BROKER = frozenset({"broker-stops", "broker-restart", "broker-forgets", "broker-wiped"})
 _OF_NOBODY = frozenset({"half-dies"})
 
@@ -215,9 +215,9 @@ class Faults:
             case "disk-full" if isinstance(host, DeviceHost):
                 host.outbox.full, host.files.capacity = True, 0
                 self._lasts(fault, partial(_empty, host))
-            case "disk-fails" if isinstance(host, DeviceHost):
-                host.disk_fails = True
-                self._lasts(fault, partial(setattr, host, "disk_fails", False))
+            case "disk-fails":
+                _fails(host, True)
+                self._lasts(fault, partial(_fails, host, False))
             case "gate" if isinstance(host, DeviceHost):
                 host.may_train = False
                 self._lasts(fault, partial(setattr, host, "may_train", True))
@@ -245,6 +245,11 @@ class Faults:
 
 def _quicken(host: "DeviceHost | GatewayHost", times: float) -> None:
     host.wire.slowness /= times
+
+
+def _fails(host: "DeviceHost | GatewayHost", fails: bool) -> None:
+    database = host.outbox if isinstance(host, DeviceHost) else host.store
+    host.files_fail = database.fails = fails
 
 
 def _empty(host: "DeviceHost | GatewayHost") -> None:

@@ -83,6 +83,7 @@ class GatewayHost(Host):
         self.store = checker.store
         self.store.crash_point = self.crash_point
         files.crash_point = self.crash_point
+        files.fault = self.file_fault
         self.wire = SimulatedWire(self.world, link, self.world.rng("link", "gateway"))
         self.service: Service | None = None
         self.free_bytes = FREE_BYTES
@@ -130,8 +131,8 @@ class GatewayHost(Host):
         self.files.die(death, self.rng)
 
     def excuse(self, error: Exception) -> bool:
-        """A full disk ends the gateway: crash-only."""
-        return isinstance(error, sqlite3.OperationalError) and self.store.full
+        """A disk that is full or fails ends the gateway: crash-only."""
+        return isinstance(error, sqlite3.OperationalError) and (self.store.full or self.store.fails)
 
     def _connect(self, config: GatewayConfig, will: WillOf) -> LinkedTransport:
         self.transport = WatchedTransport(

@@ -1,5 +1,6 @@
 """A machine: its program runs, dies in the middle of what it does, and starts again on what its disk holds."""
 
+import errno
 import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -31,6 +32,7 @@ class Host(ABC):
         self.transport: LinkedTransport | None = None
         self.up = False
         self.gone = False  # for good
+        self.files_fail = False
         self.boots = 0
         self._alarm = Alarm(self.world, self._turn)
         self._held = 0  # reasons for which the machine stands still
@@ -70,6 +72,10 @@ class Host(ABC):
             self._countdown -= 1
             if self._countdown < 0:
                 raise PowerCut(label)
+
+    def file_fault(self, label: str) -> int:
+        """See `files.Fault`."""
+        return errno.EIO if self.files_fail and not label.startswith("mkdir") else 0
 
     def boot(self) -> None:
         """Start, unless it runs or is gone for good."""

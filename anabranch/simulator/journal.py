@@ -32,6 +32,13 @@ class NoRoom(sqlite3.OperationalError):
         super().__init__("database or disk is full")
 
 
+class Failure(sqlite3.OperationalError):
+    """The disk does not write."""
+
+    def __init__(self) -> None:
+        super().__init__("disk I/O error")
+
+
 class Journal(Generic[E]):
     """A database of dicts, and its disk: it outlives the processes that use it.
 
@@ -40,9 +47,9 @@ class Journal(Generic[E]):
 
     `crash_point` is called with `write` before an effect's first change, `commit`, `fsync`, and `synced` after that;
     its `PowerCut` leaves the database dead until `die` has said what is left of it. `full` makes every write raise
-    `NoRoom`. `on_durable` is told the effects of each transaction as soon as nothing can take them
-    any more: right after the fsync, or in a power cut that it came through. With `synchronous` False the fsync is left
-    out, like a database whose `PRAGMA synchronous` is OFF: a planted bug.
+    `NoRoom`, and `fails` `Failure`. `on_durable` is told the effects of each transaction as soon as nothing can take
+    them any more: right after the fsync, or in a power cut that it came through. With `synchronous` False the fsync is
+    left out, like a database whose `PRAGMA synchronous` is OFF: a planted bug.
     """
 
     __slots__ = (
@@ -52,6 +59,7 @@ class Journal(Generic[E]):
         "_undo",
         "_writing",
         "crash_point",
+        "fails",
         "full",
         "on_durable",
         "synchronous",
@@ -59,7 +67,7 @@ class Journal(Generic[E]):
 
     def __init__(self, crash_point: CrashPoint = never, *, synchronous: bool = True) -> None:
         self.crash_point, self.synchronous = crash_point, synchronous
-        self.full = False
+        self.full = self.fails = False
         self.on_durable: Callable[[Sequence[E]], None] | None = None
         self._cut: PowerCut | None = None
         self._undo: _Undo | None = None  # of the open transaction
@@ -149,6 +157,8 @@ class Journal(Generic[E]):
         self._pass("write")
         if self.full:
             raise NoRoom
+        if self.fails:
+            raise Failure
         self._writing = True
 
     def _sync(self) -> None:

@@ -2,11 +2,15 @@
 
 import dataclasses
 import json
+from pathlib import Path
 from typing import Any
 
+import pytest
+
 from anabranch.simulator import experiment
+from anabranch.simulator.experiment import load_experiment
 from anabranch.simulator.faults import ALL_DEEDS
-from tests.docs.pages import DOCS, codes, tables
+from tests.docs.pages import DOCS, ROOT, codes, tables
 
 PAGE = DOCS / "simulate.md"
 LISTS = {"fleet.tiers": experiment.TierSection, "events": experiment.EventSection, "attacks": experiment.AttackSection}
@@ -46,3 +50,14 @@ def test_the_sections_are_those_of_the_code() -> None:
 def test_the_deeds_are_those_of_the_code() -> None:
     """Every deed that a storm or an event may be."""
     assert sorted(deed for name, _ in rows("deed") for deed in codes(name)) == sorted(ALL_DEEDS)
+
+
+LIBRARY = sorted((ROOT / "benchmarks" / "experiments").glob("*.toml"))
+
+
+@pytest.mark.parametrize("path", LIBRARY, ids=lambda path: path.stem)
+def test_every_experiment_of_the_library_is_sound_and_named_as_its_file(path: Path) -> None:
+    """It loads, says what it is, and its results can be told from others'."""
+    loaded = load_experiment(path)
+    assert loaded.name == path.stem
+    assert loaded.description
