@@ -51,6 +51,12 @@ def load_shares(experiment: Experiment, bundle: Bundle, seed: int) -> Shares:
     if data.source == "stand-in":
         return _stand_in(data, wanted, bundle, seed)
     names, clients, held_out = _clients(data)
+    shape = held_out.x.shape[1:]
+    if shape != bundle.x_shape:
+        raise ConfigError(
+            f"an example of {data.source} has shape {shape}, one of bundle {bundle.name} {bundle.x_shape}",
+            "name the bundle that belongs to the data",
+        )
     if data.split == "client":
         if wanted > len(clients):
             raise ConfigError(

@@ -241,6 +241,8 @@ class Experiment:
 
 def load_experiment(path: Path) -> Experiment:
     """Read an experiment's file; relative paths in it start at the file. Raises `ConfigError` naming field and mend."""
+    if not path.is_file():
+        raise ConfigError(f"there is no experiment {path}", "name a TOML file; some lie in benchmarks/experiments/")
     experiment = load_settings(Experiment, path, {})
     base = path.resolve().parent
     if not experiment.seeds:
