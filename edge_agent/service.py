@@ -24,6 +24,7 @@ from edge_agent.worker import Worker
 from fl_protocol.bundle import Bundle
 from fl_protocol.codec import encode
 from fl_protocol.errors import ConfigError, ProtocolError
+from fl_protocol.messages import Offer
 from fl_protocol.tensors import Vector
 from fl_protocol.transport import Connected, Delivery, Disconnected, Transport, Undeliverable
 
@@ -153,7 +154,9 @@ class Service:
 
     def _send(self, effect: e.Send) -> Undeliverable | None:
         message = effect.message
-        payload = message if isinstance(message, bytes) else encode(replace(message, ts=self._wall_ms()))
+        if not isinstance(message, bytes | Offer):  # an offer is signed over its time too
+            message = replace(message, ts=self._wall_ms())
+        payload = message if isinstance(message, bytes) else encode(message)
         try:
             self._transport.publish(effect.topic, payload, qos=effect.qos, retain=effect.retain)
         except ProtocolError as error:

@@ -5,6 +5,7 @@ partition holds what is sent; one that outlasts the keep-alive ends the connecti
 What brokers lose, double or reorder beyond that is `MemoryBroker.fate`'s, see faults.py.
 """
 
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
@@ -46,7 +47,8 @@ class _Way:
         self.free_at = 0.0  # when the last byte of what was sent has left
         self.last_at = 0.0  # when it arrives
         self.queued = 0  # bytes sent and not arrived
-        self.held: list[tuple[int, Action]] = []
+        self.under_way: deque[tuple[int, Action]] = deque()  # in the order in which they will arrive
+        self.held: list[int] = []  # sizes of as many of them as a partition holds
 
 
 class SimulatedWire:
@@ -87,14 +89,18 @@ class SimulatedWire:
             return
         for way, rate in ((self._up, self.spec.up_bytes_s), (self._down, self.spec.down_bytes_s)):
             held, way.held = way.held, []
-            for size, arrive in held:
-                way.queued -= size
-                self._send(way, rate, size, arrive)
+            for size in held:
+                self._travel(way, rate, size)
 
     def _send(self, way: _Way, bytes_s: float, size: int, arrive: Action) -> None:
         way.queued += size
+        way.under_way.append((size, arrive))
+        self._travel(way, bytes_s, size)
+
+    def _travel(self, way: _Way, bytes_s: float, size: int) -> None:
+        """Let one more packet arrive in its time: the first of those under way then, for TCP keeps their order."""
         if self.broken:
-            way.held.append((size, arrive))
+            way.held.append(size)
             return
         world, spec, late = self._world, self.spec, 0.0
         if bytes_s:
@@ -110,12 +116,13 @@ class SimulatedWire:
                     break
                 late += timeout * 2**n
         way.last_at = max(way.last_at, world.now + late)
-        world.at(way.last_at, lambda: self._arrives(way, size, arrive))
+        world.at(way.last_at, lambda: self._arrives(way, size))
 
-    def _arrives(self, way: _Way, size: int, arrive: Action) -> None:
+    def _arrives(self, way: _Way, size: int) -> None:
         if self.broken:  # it was on its way when the partition began
-            way.held.append((size, arrive))
+            way.held.append(size)
             return
+        size, arrive = way.under_way.popleft()
         full = self.full()
         way.queued -= size
         arrive()

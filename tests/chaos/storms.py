@@ -9,7 +9,8 @@ from pathlib import Path
 from anabranch.simulator.experiment import Deed, Experiment, load_experiment
 from anabranch.simulator.twin import Twin
 
-CHAOS_FILE = Path(__file__).parents[2] / "benchmarks/experiments/chaos.toml"
+EXPERIMENTS = Path(__file__).parents[2] / "benchmarks/experiments"
+CHAOS_FILE = EXPERIMENTS / "chaos.toml"
 CHAOS = load_experiment(CHAOS_FILE)
 FIRST_SEED = int(os.environ.get("ANABRANCH_CHAOS_SEED", "0"))  # of all suites; another one tries other schedules
 

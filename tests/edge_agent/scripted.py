@@ -28,7 +28,7 @@ from fl_protocol.messages import (
     Signed,
     Update,
 )
-from fl_protocol.signing import SigningKey, seal, unseal_update
+from fl_protocol.signing import SigningKey, seal, unseal_update, verify_offer
 from fl_protocol.tensors import Vector
 from fl_protocol.topics import Kind, below, build, parse
 from fl_protocol.transfer import Inbox, Outgoing
@@ -152,6 +152,7 @@ class ScriptedGateway:
                 for chunk in outgoing.chunks(message.missing, message.window):
                     self._say(Kind.CHUNK_DOWN, chunk, qos=0, device=topic.device)
             case Offer():
+                verify_offer(message, self.devices[topic.device], self.fleet, delivery.topic)
                 reception = self._inbox.open(message.sha256, message.size, message.chunk_size, topic.device, self.now)
                 self._say(Kind.GRANT, reception.offered(self.now), device=topic.device)
             case Chunk():

@@ -30,10 +30,11 @@ def run(world: World, until: float = float("inf")) -> None:
     st.builds(
         LinkSpec, st.floats(0, 1), st.floats(0, 1), st.sampled_from([0.0, 500.0]), st.just(0.0), st.floats(0, 0.9)
     ),
+    st.lists(st.tuples(st.floats(0, 10), st.floats(0, 10)), max_size=3),
     st.integers(0, 99),
 )
-def test_everything_arrives_once_and_in_order(packets, spec, seed) -> None:
-    """Whatever latency, jitter, loss and bandwidth do to it."""
+def test_everything_arrives_once_and_in_order(packets, spec, partitions, seed) -> None:
+    """Whatever latency, jitter, loss, bandwidth and partitions do to it."""
     world = World(seed)
     wire, came, sent = SimulatedWire(world, spec, Random(seed)), [], []
 
@@ -41,8 +42,14 @@ def test_everything_arrives_once_and_in_order(packets, spec, seed) -> None:
         sent.append(number)
         wire.up(size, lambda: came.append(number))
 
+    def part() -> None:
+        wire.holds += 1
+
     for number, (at, size) in enumerate(packets):
         world.at(at, lambda number=number, size=size: send(number, size))
+    for at, for_s in partitions:
+        world.at(at, part)
+        world.at(at + for_s, wire.heal)
     run(world)
     assert came == sent
     assert len(came) == len(packets)
