@@ -12,6 +12,9 @@ from fl_protocol.errors import ConfigError
 def draw_devices(experiment: Experiment, names: Sequence[str], world: World) -> list[DeviceSpec]:
     """One spec a name; tiers are dealt by their shares, so that each has its part whatever the seed."""
     fleet, rng = experiment.fleet, world.rng("fleet")
+    for key in ("slow", "late"):
+        if unknown := [name for name in getattr(fleet, key) if name not in names]:
+            raise ConfigError(f"fleet.{key} names {unknown[0]}", f"the devices: {', '.join(names[:8])}, ...")
     tiers = _deal(fleet.tiers, len(names)) or [None] * len(names)
     rng.shuffle(tiers)
     attacks = _liars(experiment, names, world)
@@ -34,10 +37,12 @@ def draw_devices(experiment: Experiment, names: Sequence[str], world: World) -> 
 
 
 def _deal(tiers: Sequence[TierSection], devices: int) -> list[TierSection | None]:
-    """Each tier as often as its share says; what rounding leaves goes to the largest."""
-    dealt: list[TierSection | None] = [tier for tier in tiers for _ in range(int(tier.share * devices))]
-    largest = max(tiers, key=lambda tier: tier.share, default=None)
-    return dealt + [largest] * (devices - len(dealt)) if tiers else []
+    """Each tier as often as its share says; what rounding leaves goes to those that it cost most."""
+    counts = [int(tier.share * devices) for tier in tiers]
+    by_loss = sorted(range(len(tiers)), key=lambda i: counts[i] - tiers[i].share * devices)
+    for i in by_loss[: devices - sum(counts)]:
+        counts[i] += 1
+    return [tier for tier, count in zip(tiers, counts, strict=True) for _ in range(count)]
 
 
 def _liars(experiment: Experiment, names: Sequence[str], world: World) -> dict[str, str]:

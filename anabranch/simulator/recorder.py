@@ -91,6 +91,11 @@ class Recorder:
         self.rows.append(row)
         self._on_release(row)
 
+    @property
+    def measured(self) -> str:
+        """Whether every release has its value, or nothing."""
+        return "" if self._unmeasured else "all versions are measured"
+
     # --- at the end ---
 
     def close(self) -> None:

@@ -263,3 +263,5 @@ class Twin:
             self.operator.ask("task-stop", self._answered(lambda: bool(self.recorder.finished)), task=TASK)
             self._until(lambda: self.recorder.finished, self.world.now + REST_S, look)
         self._until(lambda: at_rest(self), self.world.now + REST_S, look)
+        gateway = self.experiment.gateway
+        self._until(lambda: self.recorder.measured, self.world.now + gateway.measure_ms / 250 + gateway.tick_s, look)

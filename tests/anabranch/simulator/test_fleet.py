@@ -36,8 +36,21 @@ def test_tiers_are_dealt_by_their_shares() -> None:
     assert one == draw_devices(fleet, NAMES, World(0))
 
 
+@given(st.integers(1, 100), st.lists(st.integers(1, 9), min_size=1, max_size=5))
+def test_no_tier_is_off_its_share_by_a_whole_device(devices: int, parts: list[int]) -> None:
+    """Whatever the shares, and however they were rounded: thirds of 21 are seven each."""
+    tiers = tuple(TierSection(name=f"t{i}", share=round(part / sum(parts), 6)) for i, part in enumerate(parts))
+    names = [f"device-{number}" for number in range(devices)]
+    dealt = [spec.tier for spec in draw_devices(experiment(fleet=FleetSection(tiers=tiers)), names, World(0))]
+    assert len(dealt) == devices
+    for tier in tiers:
+        assert abs(dealt.count(tier.name) - tier.share * devices) < 1.001
+
+
 def test_slow_devices_are_named() -> None:
-    """They are `slow_by` times slower than they would be, and the others as fast as before."""
+    """They are `slow_by` times slower than they would be, and the others as fast as before; nobody else is named."""
+    with pytest.raises(ConfigError, match="fleet.slow names fan-20"):
+        draw_devices(experiment(fleet=FleetSection(slow=("fan-20",))), NAMES, World(3))
     fleet = FleetSection(slowness_spread=0.5)
     before = draw_devices(experiment(fleet=fleet), NAMES, World(3))
     after = draw_devices(experiment(fleet=replace(fleet, slow=("device-04",), slow_by=8.0)), NAMES, World(3))
