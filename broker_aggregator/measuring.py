@@ -51,6 +51,7 @@ class ThreadMeasuring:
         while True:
             try:
                 news.append(self._news.get_nowait())
+                self._waiting -= 1  # here, and not where it was measured: one thread counts
             except Empty:
                 return news
 
@@ -64,5 +65,3 @@ class ThreadMeasuring:
             self._news.put(Evaluated(effect.task, effect.version, loss, value))
         except Exception as error:  # whatever the file or the graph did, the fleet goes on
             self._news.put(Note("error", f"cannot evaluate version {effect.version}: {error}"))
-        finally:
-            self._waiting -= 1

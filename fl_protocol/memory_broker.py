@@ -17,9 +17,10 @@ from fl_protocol.wire import Arrive, Wire
 
 PUBACK_BYTES = 4
 
-# What becomes of a message on its way to a subscriber: (client id, topic, put it into its queue). Once: as it should
-# be; never, twice or later: as brokers, bridges and clusters have been seen to do.
-Fate = Callable[[str, str, Arrive], None]
+Queue = Callable[[bytes], None]  # put a payload into the subscriber's queue
+# What becomes of a message on its way to a subscriber: (client id, topic, payload, queue). Once, as it should be; or
+# never, twice, later or altered, as brokers, bridges, clusters and those who break into them may do.
+Fate = Callable[[str, str, bytes, Queue], None]
 
 
 class End(Protocol):
@@ -136,11 +137,16 @@ class MemoryBroker:
         """Messages in the fullest queue of QoS 1; what is in flight is not counted."""
         return max((len(s.waiting) for s in self._sessions.values()), default=0)
 
-    def cut(self, client_id: str, bseq: int | None = None) -> None:
-        """End a connection as a dead network does: the will is published. With `bseq`: only that connection."""
+    def cut(self, client_id: str) -> None:
+        """End a connection as a dead network does: the will is published."""
         session = self._sessions.get(client_id)
-        if session and session.link and bseq in (None, session.link.bseq):
+        if session and session.link:
             self._end(session, "the connection was cut")
+
+    def gives_up(self, link: Link) -> None:
+        """The same for one connection, if the broker still believes in it."""
+        if link.session:
+            self._end(link.session, "the connection was cut")
 
     def kill(self) -> None:
         """Stop as `kill -9` does: connections end, and no will is published."""
@@ -299,7 +305,7 @@ class MemoryBroker:
         if self.fate is None:
             self._queue(client_id, topic, payload, qos, retained)
         else:
-            self.fate(client_id, topic, lambda: self._queue(client_id, topic, payload, qos, retained))
+            self.fate(client_id, topic, payload, lambda given: self._queue(client_id, topic, given, qos, retained))
 
     def _queue(self, client_id: str, topic: str, payload: bytes, qos: int, retained: bool) -> None:
         session = self._sessions.get(client_id)  # it may be gone by now, where `fate` took its time

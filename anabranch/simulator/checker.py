@@ -5,7 +5,7 @@ after each fsync) and what leaves the machines, and keeps books of its own.
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -61,7 +61,6 @@ class Checker:
     settled: dict[Name, str] = field(default_factory=dict)  # durable on the devices
     books: dict[str, Books] = field(default_factory=dict)
     _newest: dict[str, tuple[int, int]] = field(default_factory=dict)  # device -> boot, bseq of its last live word
-    _acknowledged: set[str] = field(default_factory=set)  # devices whose updates got their PUBACK in this turn
     _waits: dict[str, tuple[object, float]] = field(default_factory=dict)  # task -> what waits, since when
     _learnt: dict[str, TrainingResult] = field(default_factory=dict)
     _bases: dict[str, Vector] = field(default_factory=dict)
@@ -97,8 +96,6 @@ class Checker:
     def _verdict_is_new(self, name: Name, verdict: Result) -> None:
         known = self.verdicts.get(name)
         self._hold("one verdict an update", known is None, f"{name} was {known} and is {verdict.verdict} now")
-        late = name[0] in self._acknowledged
-        self._hold("durable before PUBACK", not late, f"{name} is on the disk only after a PUBACK")
         self.verdicts[name] = verdict.verdict
 
     def _dispose(self, name: Name, version: int) -> None:
@@ -136,13 +133,10 @@ class Checker:
 
     # --- what leaves the gateway ---
 
-    def acknowledges(self, device: str, newest: Mapping[str, Result]) -> None:
-        """A PUBACK leaves; `newest` is the last verdict in the gateway's memory of each incarnation of that device."""
-        self._acknowledged.add(device)
-        for incarnation, verdict in newest.items():
-            known = self.store.durable_verdict(device, incarnation, verdict.seq)
-            name = device, incarnation, verdict.seq
-            self._hold("durable before PUBACK", known is not None, f"{name} is acknowledged, and is not on the disk")
+    def acknowledges(self, name: Name, *, told: bool) -> None:
+        """The PUBACK of an update leaves; `told`: so did a verdict on it, in the same turn, which is checked there."""
+        durable = told or self.store.durable_verdict(*name) is not None
+        self._hold("durable before PUBACK", durable, f"{name} is acknowledged, and is not on the disk")
 
     def tells(self, device: str, result: Result) -> None:
         """A verdict leaves."""
@@ -187,13 +181,8 @@ class Checker:
             "deadline kept", waited <= deadline_s + SLACK_S, f"{oldest} waits for a release since {waited:.0f} s"
         )
 
-    def turn_ends(self) -> None:
-        """The gateway's turn is over: what comes to the disk from now on is of later messages."""
-        self._acknowledged.clear()
-
     def gateway_starts(self) -> None:
         """Another process: its deadlines begin anew."""
-        self._acknowledged.clear()
         self._waits.clear()
 
     # --- the devices ---

@@ -20,6 +20,7 @@ from fl_protocol.errors import ConfigError
 
 SHOWN = 5  # broken seeds that are told in full
 EVERY_S = 15.0  # between two lines of progress where there is no terminal
+INTERRUPTED = 130  # what a shell says of a program that Ctrl-C ended
 MANY = 50  # seeds from which on only their sum is told
 
 
@@ -42,6 +43,8 @@ class Options:
 def simulate_command(options: Options) -> int:
     """Run; returns 0 when every invariant held, 1 when one was broken. Raises `ConfigError`."""
     console = Console(stderr=options.as_json)
+    if options.check and (options.output or options.trace):
+        raise ConfigError("--check leaves no folder", "leave out --check, or --output and --trace")
     experiment = load_experiment(options.experiment)
     seeds = parse_seeds(options.seeds) if options.seeds else experiment.seeds
     only = _numbers(options.faults)
@@ -50,9 +53,24 @@ def simulate_command(options: Options) -> int:
     )
     folders = {seed: base / f"seed-{seed}" if base and len(seeds) > 1 else base for seed in seeds}
     jobs = [Job(options.experiment, seed, folders[seed], options.trace, only, options.cache) for seed in seeds]
-    summaries, started = [], time.monotonic()
+    summaries: list[RunSummary] = []
+    started = time.monotonic()
+    try:
+        _run(console, jobs, options.jobs, summaries)
+    except KeyboardInterrupt:
+        broken = [summary.seed for summary in summaries if not summary.ok]
+        console.print(f"stopped: {len(summaries):,} of {len(jobs):,} seeds done, broken: {broken or 'none'}")
+        return INTERRUPTED
+    if options.shrink:
+        _shrink_first(console, jobs, summaries)
+    _tell_all(console, options, summaries, base, time.monotonic() - started)
+    return 0 if all(summary.ok for summary in summaries) else 1
+
+
+def _run(console: Console, jobs: Sequence[Job], processes: int, summaries: list[RunSummary]) -> None:
+    """Run all, tell of each, and add it to `summaries`."""
     with _Progress(console) as progress:
-        for job, summary in run_jobs(jobs, options.jobs, progress.say):
+        for job, summary in run_jobs(jobs, processes, progress.say):
             summaries.append(summary)
             if summary.violations and sum(not s.ok for s in summaries) <= SHOWN:
                 _tell_broken(console, job, summary)
@@ -61,13 +79,6 @@ def simulate_command(options: Options) -> int:
             broken = sum(not s.ok for s in summaries)
             if len(jobs) > 1:
                 progress.say(f"{len(summaries):,} of {len(jobs):,} seeds, {broken} broken")
-    if options.shrink:
-        for job, summary in zip(jobs, summaries, strict=False):
-            if not summary.ok:
-                _shrink(console, job, summary)
-                break
-    _tell_all(console, options, summaries, base, time.monotonic() - started)
-    return 0 if all(summary.ok for summary in summaries) else 1
 
 
 class _Progress:
@@ -130,6 +141,15 @@ def _tell_broken(console: Console, job: Job, summary: RunSummary) -> None:
     console.print(f"  make it small:  {job.command} --shrink", highlight=False, soft_wrap=True)
 
 
+def _shrink_first(console: Console, jobs: Sequence[Job], summaries: Sequence[RunSummary]) -> None:
+    broken = {summary.seed: summary for summary in summaries if not summary.ok}
+    for job in jobs:
+        if job.seed in broken:
+            _shrink(console, job, broken[job.seed])
+            return
+    console.print("nothing is broken: there is no schedule to shrink", highlight=False)
+
+
 def _shrink(console: Console, job: Job, summary: RunSummary) -> None:
     """Find a small schedule that still breaks something, and say how to see it."""
     numbers = [int(fault.split()[0].lstrip("#")) for fault in summary.faults]
@@ -155,10 +175,12 @@ def _tell_all(
     broken = [summary.seed for summary in summaries if not summary.ok]
     events, checks = sum(s.events for s in summaries), sum(sum(s.checks.values()) for s in summaries)
     seeds = [summary.seed for summary in summaries]
+    calm = [summary.calm_s for summary in summaries if summary.calm_s is not None]
+    at_work = f", at work again {max(calm):.0f} s after its storm at the latest" if calm else ""
     console.print(
         f"{len(summaries):,} seeds ({min(seeds)} to {max(seeds)}) in {wall_s:.1f} s: {events:,} events "
         f"({events / max(wall_s, 1e-9):,.0f}/s), {sum(s.counted for s in summaries):,} updates counted, "
-        f"{sum(len(s.faults) for s in summaries):,} faults, {checks:,} checks, {len(broken)} seeds broken",
+        f"{sum(len(s.faults) for s in summaries):,} faults, {checks:,} checks, {len(broken)} seeds broken{at_work}",
         highlight=False,
         soft_wrap=True,
     )

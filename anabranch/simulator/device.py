@@ -141,9 +141,9 @@ class DeviceHost(Host):
 
     def wake(self) -> None:
         """Go on."""
-        if self._worker:
-            self._worker.hold("asleep", False)
         super().wake()
+        if self._worker and not self._held:
+            self._worker.hold("asleep", False)
 
     # --- Host ---
 

@@ -21,7 +21,7 @@ Share = Annotated[float, Meta(ge=0, le=1)]
 Count = Annotated[int, Meta(ge=0, le=1_000_000)]
 Deed = Literal[
     "cut", "partition", "slow", "kill", "power", "leave", "freeze", "clock", "disk-full", "disk-fails", "gate",
-    "lose", "double", "reorder", "late", "half-dies",
+    "lose", "double", "reorder", "late", "tamper", "half-dies",
     "broker-stops", "broker-restart", "broker-forgets", "broker-wiped",
 ]  # fmt: skip
 
@@ -165,25 +165,30 @@ class AgentSection:
 class FaultsSection:
     """A storm of `count` (from, to) random faults in the first `storm_s` seconds, drawn from the seed.
 
-    After it everything heals, and within `calm_s` the fleet must be at work again: see docs/simulate.md.
+    After it everything heals, and within `calm_s` the fleet must be at work again: see docs/simulate.md. With `vary`
+    the seed also draws mode, codec, clipping, packet size, predictions and availability.
     """
 
     storm_s: NotNegative = 0.0
     count: tuple[Count, Count] = (0, 0)
     deeds: tuple[Deed, ...] = ()  # of these only; empty: all
-    calm_s: Positive = 7200.0
+    calm_s: Positive = 900.0
+    vary: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class EventSection:
-    """Something that is to happen `at_s`: a deed, to whom (a device, `gateway` or `broker`), for how long, how much."""
+    """Something that is to happen `at_s`: a deed, to whom (a device, `gateway` or `broker`), for how long, how much.
+
+    `amount` is a share, seconds or times, as the deed has it; null: something sensible.
+    """
 
     at_s: NotNegative
     deed: Deed
     who: str = "gateway"
     for_s: NotNegative = 10.0
     after: Count = 0  # so many more effects of whoever dies
-    amount: NotNegative = 0.0
+    amount: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

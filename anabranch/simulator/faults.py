@@ -3,7 +3,8 @@
 A schedule is a list, so that a failing one can be made smaller by leaving faults out (shrink.py).
 """
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from random import Random
@@ -11,11 +12,11 @@ from typing import TYPE_CHECKING, get_args
 
 from anabranch.simulator.device import DeviceHost
 from anabranch.simulator.experiment import Deed, EventSection, FaultsSection
-from anabranch.simulator.gateway import GatewayHost
+from anabranch.simulator.gateway import FREE_BYTES, GatewayHost
 from anabranch.simulator.host import Host
 from anabranch.simulator.power import Death
+from anabranch.simulator.weather import Weather
 from fl_protocol.errors import ConfigError
-from fl_protocol.wire import Arrive
 
 if TYPE_CHECKING:
     from anabranch.simulator.twin import Twin
@@ -26,12 +27,16 @@ WALL_JUMP_S = 86400.0
 # Deeds that a random storm draws, by how often, and to whom.
 _WEIGHTS: Mapping[Deed, float] = {
     "kill": 5, "power": 5, "cut": 3, "partition": 3, "slow": 1, "freeze": 1, "clock": 1, "disk-full": 2,
-    "disk-fails": 1, "gate": 1, "lose": 2, "double": 2, "reorder": 2, "late": 2, "leave": 0.5,
+    "disk-fails": 1, "gate": 1, "lose": 2, "double": 2, "reorder": 2, "late": 2, "tamper": 1, "leave": 0.5,
     "broker-stops": 1, "broker-restart": 1, "broker-forgets": 1, "broker-wiped": 1,
 }  # fmt: skip
 _OF_DEVICES = frozenset({"gate", "leave"})
-_OF_BROKER = frozenset({"broker-stops", "broker-restart", "broker-forgets", "broker-wiped"})
-_OF_NOBODY = frozenset({"half-dies"})
+_OF_BROKER = frozenset({"broker-stops", "broker-restart", "broker-forgets", "broker-wiped", "half-dies"})
+# What an event's `amount` may be, and is unless told: a share, seconds or times.
+_AMOUNTS: Mapping[str, tuple[float, float, float]] = {
+    "lose": (0.0, 1.0, 0.5), "double": (0.0, 1.0, 0.5), "tamper": (0.0, 1.0, 0.5), "reorder": (0.001, 1e6, 0.5),
+    "late": (0.001, 1e6, 60.0), "slow": (0.001, 1e6, 10.0), "clock": (-1e9, 1e9, 3600.0),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -80,12 +85,12 @@ def draw(section: FaultsSection, devices: Sequence[str], rng: Random) -> list[Fa
 
 def _amount(deed: Deed, rng: Random) -> float:
     match deed:
-        case "lose" | "double":
+        case "lose" | "double" | "tamper":
             return rng.uniform(0.05, 0.5)  # of the messages
         case "reorder":
-            return rng.expovariate(1 / 0.5)  # seconds
+            return rng.expovariate(1 / 0.5) + 0.001  # seconds
         case "late":
-            return rng.expovariate(1 / 120)
+            return rng.expovariate(1 / 120) + 0.001
         case "slow":
             return rng.uniform(2, 100)  # times
         case "clock":
@@ -93,65 +98,39 @@ def _amount(deed: Deed, rng: Random) -> float:
     return 0.0
 
 
-def written(events: Sequence[EventSection], devices: Sequence[str]) -> list[Fault]:
-    """Faults that the experiment's file names. Raises `ConfigError` for nobody's."""
+def written(events: Sequence[EventSection], devices: Sequence[str], first: int = 0) -> list[Fault]:
+    """Faults that the experiment's file names, numbered from `first`. Raises `ConfigError` for what cannot be."""
     faults = []
     for number, event in enumerate(events):
-        if event.deed not in _OF_BROKER | _OF_NOBODY and event.who not in (GATEWAY, *devices):
+        of_broker = event.deed in _OF_BROKER
+        if not of_broker and event.who not in devices and (event.who != GATEWAY or event.deed in _OF_DEVICES):
+            gateway = "" if event.deed in _OF_DEVICES else "gateway, or "
             raise ConfigError(
-                f"events[{number}].who = {event.who!r}", f"gateway, or a device: {', '.join(devices[:8])}, ..."
+                f"events[{number}].who = {event.who!r}, to whom {event.deed} cannot happen",
+                f"{gateway}a device: {', '.join(devices[:8])}, ...",
             )
-        faults.append(Fault(number, event.at_s, event.deed, event.who, event.for_s, event.after, event.amount))
+        low, high, usual = _AMOUNTS.get(event.deed, (0.0, 0.0, 0.0))
+        amount = usual if event.amount is None else event.amount
+        if not low <= amount <= high:
+            raise ConfigError(
+                f"events[{number}].amount = {amount:g} for {event.deed}",
+                f"from {low:g} to {high:g}; {usual:g} unless told",
+            )
+        who = BROKER if of_broker else event.who
+        faults.append(Fault(first + number, event.at_s, event.deed, who, event.for_s, event.after, amount))
     return faults
 
 
-class Weather:
-    """`MemoryBroker.fate` while some messages are lost, doubled, out of order or late on their way to a subscriber."""
-
-    def __init__(self, twin: "Twin") -> None:
-        self._twin = twin
-        self._active: dict[int, tuple[Fault, Random]] = {}
-
-    def begin(self, fault: Fault) -> None:
-        """This fault begins; each draws from a generator of its own."""
-        self._active[fault.number] = fault, self._twin.world.rng("weather", fault.number)
-        self._twin.broker.fate = self._fate
-
-    def end(self, fault: Fault) -> None:
-        """It ends."""
-        self._active.pop(fault.number, None)
-        if not self._active:
-            self._twin.broker.fate = None
-
-    def _fate(self, client_id: str, topic: str, arrive: Arrive) -> None:
-        world, late, copies = self._twin.world, 0.0, 1
-        for fault, rng in self._active.values():
-            if fault.who != client_id:
-                continue
-            match fault.deed:
-                case "lose" if rng.random() < fault.amount:
-                    self._twin.trace.line("broker", f"loses {topic} for {client_id}")
-                    return
-                case "double" if rng.random() < fault.amount:
-                    copies += 1
-                case "reorder" if rng.random() < 0.5:
-                    late += rng.expovariate(1 / max(1e-3, fault.amount))
-                case "late" if rng.random() < 0.3:
-                    late += fault.amount
-        for copy in range(copies):
-            if late or copy:
-                world.after(late + copy * 0.01, arrive)
-            else:
-                arrive()
-
-
 class Faults:
-    """Carries a schedule out, and undoes what lasts."""
+    """Carries a schedule out, and undoes what lasts; of faults that overlap the last to end mends."""
 
     def __init__(self, twin: "Twin", schedule: Sequence[Fault]) -> None:
         self._twin, self.schedule = twin, tuple(schedule)
-        self._weather = Weather(twin)
-        self._lasting: dict[int, partial[None]] = {}  # what mends it
+        self._weather = Weather(twin.world, twin.trace, twin.broker, {})
+        self._lasting: dict[int, Callable[[], None]] = {}  # what mends it
+        self._at_once: Counter[tuple[str, str]] = Counter()  # (who, deed) -> how many of them last
+        self._broker_down: set[int] = set()
+        self._broker_forgets = False
 
     def start(self) -> None:
         """Let every fault happen at its time."""
@@ -163,17 +142,18 @@ class Faults:
         for number in list(self._lasting):
             self._mend(number)
         for host in self._twin.hosts():
+            host.spare()
             host.boot()
 
     def _happens(self, fault: Fault) -> None:
         self._twin.trace.line(fault.who, f"! {fault}")
         host = self._twin.host(fault.who)
-        if fault.deed in _OF_BROKER | _OF_NOBODY:
+        if fault.who == BROKER:
             self._to_broker(fault)
         elif host is not None and not host.gone:
             self._to_host(fault, host)
 
-    def _lasts(self, fault: Fault, mend: "partial[None]") -> None:
+    def _lasts(self, fault: Fault, mend: Callable[[], None]) -> None:
         self._lasting[fault.number] = mend
         self._twin.world.after(fault.for_s, partial(self._mend, fault.number))
 
@@ -181,6 +161,19 @@ class Faults:
         if mend := self._lasting.pop(number, None):
             self._twin.trace.line("", f"fault #{number} ends")
             mend()
+
+    def _switch(self, fault: Fault, switch: Callable[[bool], None]) -> None:
+        """Something is on while at least one such fault lasts."""
+        key = fault.who, fault.deed
+        self._at_once[key] += 1
+        switch(True)
+
+        def mend() -> None:
+            self._at_once[key] -= 1
+            if not self._at_once[key]:
+                switch(False)
+
+        self._lasts(fault, mend)
 
     def _to_host(self, fault: Fault, host: Host) -> None:
         assert isinstance(host, DeviceHost | GatewayHost)
@@ -191,40 +184,30 @@ class Faults:
             case "leave":
                 host.leave()
             case "freeze":
-                self._freeze(fault, host)
+                host.sleep()
+                self._lasts(fault, host.wake)
             case "cut":
                 if host.transport:
                     host.transport.cut()
             case "partition":
-                host.wire.holds += 1
+                host.wire.part()
                 if host.transport:
                     host.transport.went_silent()
-                self._lasts(fault, partial(host.wire.heal))
+                self._lasts(fault, host.wire.heal)
             case "slow":
                 host.wire.slowness *= fault.amount
                 self._lasts(fault, partial(_quicken, host, fault.amount))
             case "clock":
                 host.clock_ms += int(fault.amount * 1000)
-            case "lose" | "double" | "reorder" | "late":
+            case "lose" | "double" | "reorder" | "late" | "tamper":
                 self._weather.begin(fault)
                 self._lasts(fault, partial(self._weather.end, fault))
-            case "disk-full" if isinstance(host, GatewayHost):
-                host.store.full, host.files.capacity = True, 0
-                host.free_bytes = 0 if fault.number % 2 else host.free_bytes  # it may know before, or find out
-                self._lasts(fault, partial(_empty, host))
-            case "disk-full" if isinstance(host, DeviceHost):
-                host.outbox.full, host.files.capacity = True, 0
-                self._lasts(fault, partial(_empty, host))
+            case "disk-full":
+                self._switch(fault, partial(_fill, host, fault.number % 2 == 1))
             case "disk-fails":
-                _fails(host, True)
-                self._lasts(fault, partial(_fails, host, False))
+                self._switch(fault, partial(_fails, host))
             case "gate" if isinstance(host, DeviceHost):
-                host.may_train = False
-                self._lasts(fault, partial(setattr, host, "may_train", True))
-
-    def _freeze(self, fault: Fault, host: "DeviceHost | GatewayHost") -> None:
-        host.sleep()
-        self._lasts(fault, partial(host.wake))
+                self._switch(fault, partial(_shut, host))
 
     def _to_broker(self, fault: Fault) -> None:
         broker = self._twin.broker
@@ -236,15 +219,28 @@ class Faults:
             case "broker-wiped":
                 broker.kill()
                 broker.wipe()
-            case "broker-stops":
+            case "broker-stops" if broker.running:
                 broker.stop()
             case _:
                 broker.kill()
-        self._lasts(fault, partial(broker.restart, saved=fault.deed == "broker-forgets"))
+        self._broker_down.add(fault.number)
+        self._broker_forgets |= fault.deed == "broker-forgets"
+        self._lasts(fault, partial(self._broker_back, fault.number))
+
+    def _broker_back(self, number: int) -> None:
+        """It is down as long as any of its faults lasts, and forgets if one of them makes it forget."""
+        self._broker_down.discard(number)
+        if not self._broker_down:
+            self._twin.broker.restart(saved=self._broker_forgets)
+            self._broker_forgets = False
 
 
 def _quicken(host: "DeviceHost | GatewayHost", times: float) -> None:
     host.wire.slowness /= times
+
+
+def _shut(host: DeviceHost, shut: bool) -> None:
+    host.may_train = not shut
 
 
 def _fails(host: "DeviceHost | GatewayHost", fails: bool) -> None:
@@ -252,12 +248,14 @@ def _fails(host: "DeviceHost | GatewayHost", fails: bool) -> None:
     host.files_fail = database.fails = fails
 
 
-def _empty(host: "DeviceHost | GatewayHost") -> None:
-    host.files.capacity = None
-    if isinstance(host, GatewayHost):
-        host.store.full, host.free_bytes = False, 1 << 40
-    else:
-        host.outbox.full = False
+def _fill(host: "DeviceHost | GatewayHost", is_told: bool, full: bool) -> None:
+    """`is_told`: a gateway sees that its disk is full before a write does."""
+    host.files.capacity = 0 if full else None
+    if isinstance(host, DeviceHost):
+        host.outbox.full = full
+        return
+    host.store.full = full
+    host.free_bytes = 0 if full and is_told else FREE_BYTES
 
 
 ALL_DEEDS = get_args(Deed)

@@ -13,6 +13,7 @@ from anabranch.simulator.world import EPOCH_MS, World
 from broker_aggregator.config import GatewayConfig
 from broker_aggregator.events import Evaluate, Evaluated, Note
 from broker_aggregator.machine import Machine
+from broker_aggregator.measuring import MAX_MEASURING
 from broker_aggregator.objects import Objects
 from broker_aggregator.service import Service
 from fl_protocol.memory_broker import MemoryBroker
@@ -33,6 +34,8 @@ class VirtualMeasuring:
 
     def begin(self, effect: Evaluate) -> None:
         """See `Measuring.begin`."""
+        if len(self._waiting) >= MAX_MEASURING:
+            return
         self._free_at = max(self._free_at, self._world.now) + self._measure_s
         self._waiting.append((self._free_at, effect))
         self._host.wake_at(self._free_at)

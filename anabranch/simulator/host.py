@@ -37,6 +37,7 @@ class Host(ABC):
         self._alarm = Alarm(self.world, self._turn)
         self._held = 0  # reasons for which the machine stands still
         self._held_since = 0.0  # the last of them
+        self._boots_on_waking = False
         self._countdown: int | None = None
         self._death: Death = "kill"
         self._down_s = 0.0
@@ -81,6 +82,9 @@ class Host(ABC):
         """Start, unless it runs or is gone for good."""
         if self.up or self.gone:
             return
+        if self._held:
+            self._boots_on_waking = True
+            return
         self.boots += 1
         self.up = True
         self.scene.trace.line(self.name, f"starts ({self.boots})")
@@ -90,12 +94,17 @@ class Host(ABC):
     def kill(self, death: Death, *, after: int = 0, down_s: float = 1.0) -> None:
         """Die after so many more effects, and start again `down_s` later; infinity: never."""
         if not self.up:
+            self.scene.trace.line(self.name, "is down already")
             return
         self._death, self._down_s = death, down_s
         if after:
             self._countdown = after
         else:
             self._dies(f"at rest, {death}")
+
+    def spare(self) -> None:
+        """A death that has not come yet will not."""
+        self._countdown = None
 
     def leave(self) -> None:
         """Die, and never come back."""
@@ -114,8 +123,11 @@ class Host(ABC):
             self.world.after(1.5 * KEEPALIVE_S, lambda: self._missed(transport, since))
 
     def wake(self) -> None:
-        """Go on."""
+        """Go on, where nothing else holds it; a machine that died meanwhile starts."""
         self._held -= 1
+        if self._boots_on_waking and not self._held:
+            self._boots_on_waking = False
+            self.boot()
         self.news()
 
     def _missed(self, transport: LinkedTransport, since: float) -> None:

@@ -86,6 +86,7 @@ class Journal(Generic[E]):
             yield
             if self._undo:
                 self._pass("commit")
+                self._may_write()
         except PowerCut as cut:
             self._cut = cut
             raise
@@ -155,11 +156,14 @@ class Journal(Generic[E]):
         if self._undo is None:
             raise sqlite3.ProgrammingError("a write outside of a transaction")
         self._pass("write")
+        self._may_write()
+        self._writing = True
+
+    def _may_write(self) -> None:
         if self.full:
             raise NoRoom
         if self.fails:
             raise Failure
-        self._writing = True
 
     def _sync(self) -> None:
         self._pass("fsync")

@@ -6,7 +6,7 @@ What brokers lose, double or reorder beyond that is `MemoryBroker.fate`'s, see f
 """
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from random import Random
 
@@ -18,7 +18,7 @@ from anabranch.simulator.world import Action, World
 from fl_protocol.memory import MemoryTransport
 from fl_protocol.memory_broker import Link, MemoryBroker
 from fl_protocol.reconnect import CONNACK_S, HEALTHY_S, Backoff
-from fl_protocol.transport import Disconnected, Limits, WillOf
+from fl_protocol.transport import Connected, Delivery, Disconnected, Incoming, Limits, Undeliverable, WillOf
 
 KEEPALIVE_S = 30.0
 CONNECT_S = 10.0  # a SYN without an answer; as in fl_protocol.mqtt
@@ -59,6 +59,7 @@ class SimulatedWire:
         self._up, self._down = _Way(), _Way()
         self._drained: Action = lambda: None
         self.holds = 0  # partitions that last
+        self.broken_at = 0.0
         self.slowness = 1.0  # by which everything takes longer
 
     @property
@@ -81,6 +82,12 @@ class SimulatedWire:
     def on_drained(self, drained: Action, /) -> None:
         """See `Wire.on_drained`."""
         self._drained = drained
+
+    def part(self) -> None:
+        """A partition begins: what is sent, and what is on its way, does not arrive before its end."""
+        if not self.holds:
+            self.broken_at = self._world.now
+        self.holds += 1
 
     def heal(self) -> None:
         """One partition ends; with the last, what was held is on its way."""
@@ -163,6 +170,33 @@ class LinkedTransport(MemoryTransport):
         self._crash_point("acknowledge")
         super().acknowledge(receipt)
 
+    def subscribe(self, filters: Sequence[tuple[str, int]]) -> None:
+        """As `Transport.subscribe`."""
+        self._crash_point("subscribe")
+        for text, qos in filters:
+            self._trace.line(self.client_id, f"subscribes to {text} at QoS {qos}")
+        super().subscribe(filters)
+
+    def unsubscribe(self, filters: Sequence[str]) -> None:
+        """As `Transport.unsubscribe`."""
+        self._crash_point("unsubscribe")
+        super().unsubscribe(filters)
+
+    def receive(self, timeout: float) -> list[Incoming]:
+        """As `Transport.receive`."""
+        events = super().receive(timeout)
+        for event in events:
+            match event:
+                case Delivery(topic, payload):
+                    self._trace.packet(self.client_id, "hears", topic, payload)
+                case Connected(present, bseq):
+                    self._trace.line(self.client_id, f"is connected, {bseq}, session {'found' if present else 'new'}")
+                case Disconnected(reason):
+                    self._trace.line(self.client_id, f"has no connection: {reason}")
+                case Undeliverable(topic, size, reason):
+                    self._trace.line(self.client_id, f"gives up {topic}, {size} B: {reason}")
+        return events
+
     def publish(self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False) -> None:
         """As `Transport.publish`."""
         self._crash_point(f"publish {topic}")
@@ -174,39 +208,40 @@ class LinkedTransport(MemoryTransport):
         link, self._link, self._dead, self._wanted = self._link, None, True, False
         if noticed and not self._simulated.broken:
             if link:
-                self.wire.up(0, lambda: self._broker.cut(self.client_id, link.bseq))
+                self.wire.up(0, lambda: self._broker.gives_up(link))
         elif link:
-            self._world.after(1.5 * KEEPALIVE_S, lambda: self._broker.cut(self.client_id, link.bseq))
+            self._world.after(1.5 * KEEPALIVE_S, lambda: self._broker.gives_up(link))
 
     def cut(self) -> None:
         """The connection is reset, for both ends at once."""
         if link := self._link:
-            self._broker.cut(self.client_id, link.bseq)
+            self._broker.gives_up(link)
             self.ended(link, "connection reset")
 
     def timed_out(self) -> None:
         """This end stood still for too long: the broker ends the connection, and this end learns of it in time."""
         if link := self._link:
-            self._broker.cut(self.client_id, link.bseq)
+            self._broker.gives_up(link)
 
     def went_silent(self) -> None:
         """A partition began: each end gives the connection up when it has heard nothing for too long."""
         if link := self._link:
-            self._world.after(KEEPALIVE_S, lambda: self._give_up(link))
-            self._world.after(1.5 * KEEPALIVE_S, lambda: self._broker_gives_up(link))
+            since = self._simulated.broken_at
+            self._world.after(KEEPALIVE_S, lambda: self._give_up(link, since))
+            self._world.after(1.5 * KEEPALIVE_S, lambda: self._broker_gives_up(link, since))
 
     def accepted(self, link: Link, present: bool, limits: Limits) -> None:
         """CONNACK."""
         self._established_at = self._world.now
         super().accepted(link, present, limits)
 
-    def _give_up(self, link: Link) -> None:
-        if self._simulated.broken:
+    def _give_up(self, link: Link, since: float) -> None:
+        if self._simulated.broken and self._simulated.broken_at == since:
             self.ended(link, f"the broker was silent for {KEEPALIVE_S:.0f} s")
 
-    def _broker_gives_up(self, link: Link) -> None:
-        if self._simulated.broken:
-            self._broker.cut(self.client_id, link.bseq)
+    def _broker_gives_up(self, link: Link, since: float) -> None:
+        if self._simulated.broken and self._simulated.broken_at == since:
+            self._broker.gives_up(link)
 
     def _retry_in_s(self, link: Link) -> float:
         if link.established and self._world.now - self._established_at > HEALTHY_S:
@@ -233,6 +268,8 @@ class LinkedTransport(MemoryTransport):
 
     def _connect(self) -> None:
         before = self._link
+        if self._wanted and before is None and self._world.now >= self._retry_at:
+            self._crash_point("connect")
         super()._connect()
         if self._link is not before and (link := self._link):
             self._world.after(CONNACK_S, lambda: self._no_answer(link))

@@ -139,12 +139,17 @@ class Recorder:
             violations=tuple(twin.checker.violations),
             checks=dict(sorted(twin.checker.checks.items())),
             replayed=replayed,
+            calm_s=self.calm_s,
         )
 
     def _replayed(self) -> tuple[int, int]:
         """Releases made again from the store, bit for bit, and of how many; each that differs is a broken invariant."""
         store, task = self._twin.store, self._twin.task
-        results = list(replay(store, task)) if store.releases(task) else []
+        try:
+            results = list(replay(store, task)) if store.releases(task) else []
+        except Exception as error:  # whatever a broken ledger makes of it
+            self._twin.checker.complain(f"the store cannot be replayed: {type(error).__name__} {error}")
+            results = []
         for result in results:
             if not result.same:
                 self._twin.checker.complain(f"version {result.version} is not made again from the store")

@@ -36,8 +36,9 @@ class RunSummary:
     mean of the last five that were measured, `loss` the last release's; None where nothing was. Bytes up and down are
     counted at the devices' sockets; `update_bytes` are those of updates with their topics, `update_bytes_float32` of
     the same updates as plain float32 with nothing around them. `verdicts` counts updates by verdict, `checks` how often
-    each invariant was checked; `replayed` are the releases made again bit for bit, and of how many. Times are in
-    seconds: `virtual_s` of the fleet's clock, `wall_s` of ours.
+    each invariant was checked; `replayed` are the releases made again bit for bit, and of how many. `calm_s` is how
+    long after its storm the fleet was at work again. Times are in seconds: `virtual_s` of the fleet's clock, `wall_s`
+    of ours.
     """
 
     experiment: str
@@ -68,6 +69,7 @@ class RunSummary:
     violations: tuple[str, ...] = ()
     checks: dict[str, int] = field(default_factory=dict)
     replayed: tuple[int, int] = (0, 0)
+    calm_s: float | None = None
 
     @property
     def ok(self) -> bool:

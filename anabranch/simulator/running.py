@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import queue
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
@@ -19,6 +20,7 @@ from anabranch.simulator.twin import Twin
 from fl_protocol.errors import ConfigError
 
 LOOK_S = 1.0  # between two lines of progress
+MOST_SEEDS = 1_000_000
 TRACE, PLOT = "trace.txt", "accuracy.png"
 
 Progress = Callable[[str], None]
@@ -39,7 +41,13 @@ class Job:
     def command(self) -> str:
         """What a person types to see this again."""
         only = "" if self.only is None else f" --faults {','.join(map(str, self.only)) or 'none'}"
-        return f"anabranch simulate {_shown(self.path)} --seed {self.seed}{only}"
+        return f"{_program()} simulate {_shown(self.path)} --seed {self.seed}{only}"
+
+
+def _program() -> str:
+    """As this one was called, if it was; so that a person can call it again."""
+    called = Path(sys.argv[0])
+    return _shown(called) if called.name == "anabranch" and called.is_file() else "anabranch"
 
 
 def _shown(path: Path) -> str:
@@ -144,6 +152,8 @@ def parse_seeds(text: str) -> tuple[int, ...]:
     try:
         if ":" in text:
             first, _, end = text.partition(":")
+            if int(end) - int(first) > MOST_SEEDS:
+                raise ConfigError(f"--seeds {text}", f"at most {MOST_SEEDS:,} at once")
             seeds = tuple(range(int(first), int(end)))
         else:
             seeds = tuple(int(part) for part in text.split(","))

@@ -80,4 +80,5 @@ class _Take(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """One line of a program."""
-        self._trace.said(self._who.name, f"{record.levelname.lower()}: {record.getMessage()}")
+        text = " | ".join(record.getMessage().splitlines())
+        self._trace.said(self._who.name, f"{record.levelname.lower()}: {text}")

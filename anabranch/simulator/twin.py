@@ -22,6 +22,7 @@ from anabranch.simulator.operator import Operator
 from anabranch.simulator.recorder import Recorder
 from anabranch.simulator.store_model import MemoryStore
 from anabranch.simulator.trace import Speaker, Trace
+from anabranch.simulator.vary import varied
 from anabranch.simulator.world import World
 from broker_aggregator.config import GatewayConfig
 from broker_aggregator.config import GatewaySection as GatewaySettings
@@ -51,8 +52,10 @@ class Twin:
         recorder: Recorder | None = None,
         cache: ResultCache | None = None,
     ) -> None:
-        self.experiment, self.seed, self.task = experiment, seed, TASK
         self.world = World(seed)
+        if experiment.faults.vary:
+            experiment = varied(experiment, self.world.rng("vary"))
+        self.experiment, self.seed, self.task = experiment, seed, TASK
         self.trace = Trace(self.world, text)
         self.speaker = Speaker()
         data, self.bundle = datasets.read_bundle(experiment)
@@ -82,7 +85,9 @@ class Twin:
         ]
         self._hosts: dict[str, Host] = {host.name: host for host in self.hosts()}
         schedule = draw(experiment.faults, names, self.world.rng("faults")) if experiment.faults.storm_s else []
-        schedule += written(experiment.events, names)
+        schedule += written(experiment.events, names, len(schedule))
+        if unknown := sorted(set(only or ()) - {fault.number for fault in schedule}):
+            raise ConfigError(f"there is no fault {unknown[0]}", f"this seed has {len(schedule)}, numbered from 0")
         self.faults = Faults(self, [f for f in schedule if only is None or f.number in only])
         self.awake = 0
         self.why = ""
@@ -261,7 +266,9 @@ class Twin:
         """The task ends, and everybody who is awake hears what became of the last updates."""
         if not self.recorder.finished:
             self.operator.ask("task-stop", self._answered(lambda: bool(self.recorder.finished)), task=TASK)
-            self._until(lambda: self.recorder.finished, self.world.now + REST_S, look)
-        self._until(lambda: at_rest(self), self.world.now + REST_S, look)
+            if not self._until(lambda: self.recorder.finished, self.world.now + REST_S, look):
+                self.checker.complain(f"the task does not stop within {REST_S:.0f} s")
+        if not self._until(lambda: at_rest(self), self.world.now + REST_S, look):
+            self.checker.complain(f"updates have no verdict {REST_S:.0f} s after the task has ended")
         gateway = self.experiment.gateway
         self._until(lambda: self.recorder.measured, self.world.now + gateway.measure_ms / 250 + gateway.tick_s, look)

@@ -2,6 +2,7 @@
 
 import math
 import re
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from fl_protocol.errors import ConfigError
 from fl_protocol.memory import MemoryTransport
-from fl_protocol.memory_broker import Fate, MemoryBroker
+from fl_protocol.memory_broker import Fate, MemoryBroker, Queue
 from fl_protocol.queues import check_filter, packet_size
 from fl_protocol.retained import matches
 from fl_protocol.transport import Delivery, Disconnected, Will
@@ -133,23 +134,23 @@ def delivered_under(fate: Fate, count: int = 6) -> tuple[MemoryBroker, Peer]:
 
 
 def test_fate_may_lose_and_double_messages() -> None:
-    """It is told whose message it is, on which topic. The publisher has its PUBACK either way."""
+    """Or alter them. It is told whose message it is, and which. The publisher has its PUBACK either way."""
     told = []
 
-    def fate(client_id: str, topic: str, arrive: Arrive) -> None:
-        told.append((client_id, topic))
+    def fate(client_id: str, topic: str, payload: bytes, queue: Queue) -> None:
+        told.append((client_id, topic, payload))
         for _ in range(len(told) % 3):
-            arrive()
+            queue(b"!" + payload if payload == b"3" else payload)
 
     _, a = delivered_under(fate)
-    assert told == [("a", "x")] * 6
-    assert a.payloads == [b"0", b"1", b"1", b"3", b"4", b"4"]
+    assert told == [("a", "x", b"%d" % i) for i in range(6)]
+    assert a.payloads == [b"0", b"1", b"1", b"!3", b"4", b"4"]
 
 
 def test_what_fate_delays_comes_late_and_out_of_order() -> None:
     """Into the queue of whoever has the session then, and on no connection that is gone."""
     late: list[Arrive] = []
-    broker, a = delivered_under(lambda _client, _topic, arrive: late.append(arrive), count=3)
+    broker, a = delivered_under(lambda _client, _topic, payload, queue: late.append(partial(queue, payload)), count=3)
     assert a.payloads == []
     broker.cut("a")
     late[2]()

@@ -1,5 +1,7 @@
 """Storms are drawn from a seed, carried out, and undone."""
 
+import json
+import zlib
 from dataclasses import replace
 
 import pytest
@@ -9,8 +11,12 @@ from hypothesis import strategies as st
 from anabranch.simulator.experiment import Deed, EventSection, Experiment, FaultsSection, FleetSection
 from anabranch.simulator.faults import ALL_DEEDS, draw, written
 from anabranch.simulator.twin import Twin
+from anabranch.simulator.weather import tampered
 from anabranch.simulator.world import World
+from fl_protocol.chunks import Outgoing
+from fl_protocol.codec import decode_as, encode
 from fl_protocol.errors import ConfigError
+from fl_protocol.messages import Chunk
 from tests.chaos.storms import CHAOS
 
 NAMES = ("device-0", "device-1", "device-2")
@@ -52,13 +58,17 @@ def test_events_are_for_machines_that_there_are() -> None:
     events = [EventSection(at_s=3.0, deed="kill", who="device-1"), EventSection(at_s=4.0, deed="broker-wiped")]
     assert [(f.number, f.deed, f.who) for f in written(events, NAMES)] == [
         (0, "kill", "device-1"),
-        (1, "broker-wiped", "gateway"),
+        (1, "broker-wiped", "broker"),
     ]
     with pytest.raises(ConfigError, match="device-7"):
         written([EventSection(at_s=3.0, deed="kill", who="device-7")], NAMES)
+    with pytest.raises(ConfigError, match=r"gateway.*to whom gate cannot happen"):
+        written([EventSection(at_s=3.0, deed="gate")], NAMES)
+    with pytest.raises(ConfigError, match="amount = 0 for slow"):
+        written([EventSection(at_s=3.0, deed="slow", amount=0.0)], NAMES)
 
 
-AMOUNTS = {"lose": 0.5, "double": 0.5, "reorder": 1.0, "late": 30.0, "slow": 50.0, "clock": 3600.0}
+AMOUNTS = {"reorder": 1.0, "late": 30.0, "slow": 50.0}  # else what it is unless told
 STORM = replace(
     CHAOS, fleet=replace(CHAOS.fleet, start_within_s=5.0), faults=FaultsSection(storm_s=60.0, calm_s=1200.0)
 )
@@ -66,7 +76,7 @@ STORM = replace(
 
 def stormy(deed: Deed, who: str) -> Experiment:
     """One fault from 30 s on, which would outlast the storm by far."""
-    event = EventSection(at_s=30.0, deed=deed, who=who, for_s=1e4, amount=AMOUNTS.get(deed, 0.0), after=3)
+    event = EventSection(at_s=30.0, deed=deed, who=who, for_s=1e4, amount=AMOUNTS.get(deed), after=3)
     return replace(STORM, events=(event,))
 
 
@@ -110,7 +120,7 @@ def test_the_weather_is_between_the_broker_and_one_subscriber(deed: Deed) -> Non
     assert twin.broker.fate is not None
     for name in ("device-0", "device-1"):
         for _ in range(200):
-            twin.broker.fate(name, "topic", lambda name=name: arrive(name))
+            twin.broker.fate(name, "topic", b"said", lambda _payload, name=name: arrive(name))
     assert came.pop("device-1") == 200
     at_once = came["device-0"]
     while twin.world.next_at < 40.0:
@@ -127,6 +137,19 @@ def test_the_weather_is_between_the_broker_and_one_subscriber(deed: Deed) -> Non
             assert soon == 200
         case "late":
             assert at_once == soon < 180
+
+
+def test_tampering_alters_what_is_signed_or_hashed_and_nothing_else() -> None:
+    """A chunk with a CRC that fits, a signed message, an update; a word that nobody signs stays as it is."""
+    rng = World(0).rng("tamper")
+    chunk = encode(Outgoing(b"a version", 16384).chunk(0))
+    altered = decode_as(Chunk, tampered("fl/1/twin/task/task/chunk/3", chunk, rng))
+    assert altered.data != b"a version"
+    assert zlib.crc32(altered.data) == altered.crc32
+    manifest = tampered("fl/1/twin/task/task/manifest/stable", b'{"version": 3, "sig": "00"}', rng)
+    assert json.loads(manifest) == {"version": 10**6, "sig": "00"}
+    for topic in ("fl/1/twin/dev/device-0/state", "no topic of ours"):
+        assert tampered(topic, b'{"version": 3}', rng) == b'{"version": 3}'
 
 
 def test_half_of_the_fleet_can_die_at_once() -> None:

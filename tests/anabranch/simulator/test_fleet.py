@@ -49,7 +49,7 @@ def test_no_tier_is_off_its_share_by_a_whole_device(devices: int, parts: list[in
 
 def test_slow_devices_are_named() -> None:
     """They are `slow_by` times slower than they would be, and the others as fast as before; nobody else is named."""
-    with pytest.raises(ConfigError, match="fleet.slow names fan-20"):
+    with pytest.raises(ConfigError, match=r"fleet\.slow names fan-20"):
         draw_devices(experiment(fleet=FleetSection(slow=("fan-20",))), NAMES, World(3))
     fleet = FleetSection(slowness_spread=0.5)
     before = draw_devices(experiment(fleet=fleet), NAMES, World(3))

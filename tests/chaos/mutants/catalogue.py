@@ -25,6 +25,7 @@ class Mutant:
 
 MUTANTS = (
     Mutant(gateway.puback_before_record, "durable before PUBACK", storm_of("kill")),
+    Mutant(gateway.puback_a_turn_early, "durable before PUBACK", storm_of("cut")),
     Mutant(gateway.record_without_fsync, "durable before told", storm_of("power")),
     Mutant(gateway.repeat_not_answered, "updates have no verdict", storm_of("kill", "cut", "lose")),
     Mutant(gateway.manifest_before_commit, "durable before announced", storm_of("kill")),
@@ -33,5 +34,6 @@ MUTANTS = (
     Mutant(gateway.doubled_commit, "counted once", storm_of("kill")),
     Mutant(gateway.repeat_counted_as_new, "one verdict an update", storm_of("cut", "lose")),
     Mutant(device.folded_back_after_timeout, "ledgers agree", storm_of("partition", "broker-wiped")),
+    Mutant(device.unverified_version, "only released versions", storm_of("tamper")),
     Mutant(device.bitmap_off_by_one, "no release since", storm_of("cut")),
 )

@@ -4,11 +4,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from unittest.mock import patch
 
+import numpy as np
+
+from edge_agent import intake
 from edge_agent.agent import Agent
 from edge_agent.events import Settle
 from edge_agent.sending import RESEND_S
 from fl_protocol import chunks
 from fl_protocol.messages import Result
+from fl_protocol.tensors import Vector
 from fl_protocol.topics import Kind
 
 
@@ -43,4 +47,18 @@ def bitmap_off_by_one() -> Iterator[None]:
         return flags
 
     with patch.object(chunks, "decode_bitmap", decode_but_last):
+        yield
+
+
+@contextmanager
+def unverified_version() -> Iterator[None]:
+    """A version is used as it comes, its SHA-256 not looked at: only released versions are trained."""
+
+    def read(sha256: str, data: bytes) -> Vector:
+        return np.frombuffer(data, "<f4").astype(np.float32, copy=False)
+
+    def data(self: chunks.Incoming) -> bytes:
+        return self._buffer.getvalue()
+
+    with patch.object(intake, "_read_version", read), patch.object(chunks.Incoming, "data", data):
         yield

@@ -34,6 +34,24 @@ def puback_before_record() -> Iterator[None]:
 
 
 @contextmanager
+def puback_a_turn_early() -> Iterator[None]:
+    """An update is acknowledged in the turn that it comes in, and looked at in the next: durable before PUBACK."""
+    read, kept = Service._read, list[Delivery]()
+
+    def read_later(self: Service, delivery: Delivery) -> Iterator[Effect]:
+        now, kept[:] = list(kept), []
+        for earlier in now:
+            yield from read(self, earlier)
+        if delivery.topic.endswith("/up/update"):
+            kept.append(delivery)
+        else:
+            yield from read(self, delivery)
+
+    with patch.object(Service, "_read", read_later):
+        yield
+
+
+@contextmanager
 def record_without_fsync() -> Iterator[None]:
     """The store's `PRAGMA synchronous` is OFF, here by the door of its model: durable before told."""
     make = MemoryStore.__init__
