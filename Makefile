@@ -60,6 +60,7 @@ bench: $(VENV)/dev.installed
 	$(BIN)/python benchmarks/footprint.py
 	$(BIN)/python benchmarks/step_time.py
 	$(BIN)/python benchmarks/fan_demo.py --seeds 5
+	$(BIN)/python benchmarks/twin_demo.py --seeds 5
 
 clean:
 	rm -rf $(VENV) build dist runs .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -3,6 +3,7 @@
 import json
 import zlib
 from dataclasses import replace
+from io import StringIO
 
 import pytest
 from hypothesis import given
@@ -103,6 +104,28 @@ def test_each_fault_is_survived_and_mended(deed: Deed, who: str) -> None:
         assert not database.full
         assert not database.fails
     assert all(device.may_train for device in twin.devices)
+
+
+def what_happened(experiment: Experiment) -> list[str]:
+    """The trace without the lines that only say that a fault begins or ends, and without the programs' logs."""
+    text = StringIO()
+    Twin(experiment, 1, text=text).run()
+    return [line for line in text.getvalue().splitlines() if not {"!", "#", "fault"} & set(line.split()[1:3])]
+
+
+@pytest.fixture(scope="module")
+def undisturbed() -> list[str]:
+    return what_happened(replace(STORM, events=()))
+
+
+@pytest.mark.parametrize(
+    ("deed", "who"),
+    [(deed, "device-0") for deed in ALL_DEEDS if deed != "clock"]
+    + [(deed, "gateway") for deed in ALL_DEEDS if deed not in ("leave", "gate", *BROKERS)],
+)
+def test_each_fault_does_something(deed: Deed, who: str, undisturbed: list[str]) -> None:
+    """A schedule that says what happened, and did not make it happen, would prove nothing."""
+    assert what_happened(stormy(deed, who)) != undisturbed
 
 
 @pytest.mark.parametrize("deed", ["lose", "double", "reorder", "late"])
