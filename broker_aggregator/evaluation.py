@@ -4,7 +4,7 @@ import zipfile
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import onnxruntime as ort
@@ -62,10 +62,24 @@ class Examples:
         return len(self.x)
 
 
+class HeldOut(Protocol):
+    """Examples side by side, as `Examples` has them."""
+
+    @property
+    def x(self) -> NDArray[Any]:
+        """Shape (n, *x_shape)."""
+
+    @property
+    def y(self) -> NDArray[Any]:
+        """Shape (n, *y_shape)."""
+
+    def __len__(self) -> int: ...
+
+
 class Evaluator:
     """Measures versions of one bundle on one set of examples."""
 
-    def __init__(self, bundle: Bundle, examples: Examples) -> None:
+    def __init__(self, bundle: Bundle, examples: HeldOut) -> None:
         self._bundle, self._examples = bundle, examples
         self._session = open_session(bundle.graph("evaluate"))
         self._personal = {e.name: np.zeros(e.shape, np.float32) for e in bundle.layout.with_role("personal")}

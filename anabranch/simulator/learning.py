@@ -15,7 +15,7 @@ from typing import Protocol
 import numpy as np
 
 from anabranch.simulator.cache import ResultCache
-from broker_aggregator.evaluation import BATCH, open_session
+from broker_aggregator.evaluation import Evaluator
 from edge_agent.events import Train
 from edge_agent.sources import Dataset, Examples
 from edge_agent.trainer import OnnxTrainer
@@ -49,10 +49,8 @@ class OnnxLearning:
     def __init__(
         self, bundle: Bundle, held_out: Examples | None, threads: int = 2, cache: ResultCache | None = None
     ) -> None:
-        self._bundle, self._held_out, self._cache = bundle, held_out, cache
-        self._trainer = OnnxTrainer(bundle)
-        self._evaluate = open_session(bundle.graph("evaluate"))
-        self._personal = {e.name: np.zeros(e.shape, np.float32) for e in bundle.layout.with_role("personal")}
+        self._trainer, self._cache = OnnxTrainer(bundle), cache
+        self._evaluator = Evaluator(bundle, held_out) if held_out is not None else None
         self._pool = ThreadPoolExecutor(threads, "learning")
 
     def begin(self, _device: str, order: Train, dataset: Dataset, /) -> Outcome:
@@ -74,15 +72,7 @@ class OnnxLearning:
 
     def measure(self, vector: Vector) -> tuple[float, float] | None:
         """See `Learning.measure`."""
-        if self._held_out is None:
-            return None
-        examples, tensors = self._held_out, {**self._bundle.layout.split(vector), **self._personal}
-        loss = correct = 0.0
-        for start in range(0, len(examples), BATCH):
-            batch = examples[start : start + BATCH]
-            values = self._evaluate.run(["loss_sum", "correct"], {**tensors, "x": batch.x, "y": batch.y})
-            loss, correct = loss + float(values[0]), correct + float(values[1])
-        return loss / len(examples), correct / len(examples)
+        return self._evaluator.measure(vector) if self._evaluator else None
 
 
 def content(order: Train, dataset: Dataset) -> str:
