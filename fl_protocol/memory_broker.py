@@ -132,11 +132,6 @@ class MemoryBroker:
         self._wild: dict[str, dict[str, int]] = {}  # filters with wildcards, few
         self._saved = _Saved(Retained(), {}, {}, {})
 
-    @property
-    def longest_queue(self) -> int:
-        """Messages in the fullest queue of QoS 1; what is in flight is not counted."""
-        return max((len(s.waiting) for s in self._sessions.values()), default=0)
-
     def cut(self, client_id: str) -> None:
         """End a connection as a dead network does: the will is published."""
         session = self._sessions.get(client_id)
