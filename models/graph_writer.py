@@ -48,7 +48,7 @@ class GraphWriter:
             if node.target not in self._table:
                 raise ConfigError(
                     f"the model uses {node.target}, which has no ONNX translation",
-                    "write the layer with the ops in models/ops.py, or add this one to its table",
+                    "write the layer with the ops in models/ops/, or add this one to its table",
                 )
             self.values[node] = self._table[node.target](self, node)
         return self.values[node]

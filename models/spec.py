@@ -1,6 +1,6 @@
 """What a model author writes: one `ModelSpec`, called `SPEC`, in `models/NAME/__init__.py`."""
 
-import pkgutil
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
@@ -21,6 +21,9 @@ class Input(NamedTuple):
     shape: tuple[int, ...]
     dtype: torch.dtype
 
+
+_WORKSHOP = Path(__file__).parent
+_HAS_SPEC = re.compile(r"^SPEC\b", re.MULTILINE)
 
 CLASS_NUMBER = Input((), torch.int64)
 Examples = tuple[NDArray[Any], NDArray[Any]]  # x (n, *x.shape), y (n, *y.shape)
@@ -70,5 +73,5 @@ def load(name: str) -> ModelSpec:
 
 
 def catalog() -> list[str]:
-    """Names of all models in the workshop: each package next to this file is one."""
-    return [module.name for module in pkgutil.iter_modules([str(Path(__file__).parent)]) if module.ispkg]
+    """Names of all models in the workshop: each package next to this file that has a `SPEC` is one."""
+    return [file.parent.name for file in sorted(_WORKSHOP.glob("*/__init__.py")) if _HAS_SPEC.search(file.read_text())]

@@ -1,7 +1,7 @@
 """A function of torch tensors -> one plain ONNX graph (ai.onnx, opset 17, the batch dimension free).
 
 `make_fx` traces the function, autograd included, on fake tensors whose first dimension is a symbol; the table in
-`ops.py` turns each aten op into ONNX nodes. An op that is not in the table raises `ConfigError` and is named.
+`ops/` turns each aten op into ONNX nodes. An op that is not in the table raises `ConfigError` and is named.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -10,25 +10,18 @@ import onnx
 import torch
 from onnx import helper
 from torch import Tensor, fx
-from torch._decomp import core_aten_decompositions
 from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 
 from fl_protocol.bundle import BATCH
+from models.decompositions import decompositions
 from models.graph_writer import GraphWriter, onnx_type
 from models.ops import OPS
 
 # Any size above one will do: torch specialises 0 and 1, and gates.py tries other sizes on the result.
 _TRACED_BATCH = 6
-
-# The table has these in fewer nodes than their decompositions.
-_KEPT_WHOLE = (
-    torch.ops.aten._log_softmax.default,  # noqa: SLF001
-    torch.ops.aten.slice_backward.default,
-    torch.ops.aten.threshold_backward.default,
-)
 
 TensorFunction = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 
@@ -85,12 +78,9 @@ def _trace(
         outputs.update(function(dict(zip(named, tensors, strict=True))))
         return list(outputs.values())
 
-    decompositions = core_aten_decompositions()
-    for op in _KEPT_WHOLE:
-        decompositions.pop(op, None)
     # Without the python dispatcher some decompositions would bake the traced batch size in, silently.
     with mode, enable_python_dispatcher():
-        traced = make_fx(flat, decomposition_table=decompositions)(*fakes)
+        traced = make_fx(flat, decomposition_table=decompositions())(*fakes)
     traced.graph.eliminate_dead_code()
     return traced, outputs
 
