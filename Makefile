@@ -12,8 +12,10 @@ ARGS ?=
 PYTEST_ARGS ?=
 SEEDS ?= 0:5000
 JOBS ?= 2
+# `make test` runs these pages; to read them as a documentation check takes minutes.
+SLOW_PAGES := tests/docs/test_bring_your_own_model.py tests/docs/test_exporter_tables.py
 
-.PHONY: demo test chaos check bench clean help
+.PHONY: demo test chaos check bench bench-train clean help
 
 help:
 	@echo "make demo [ARGS='--quick --seed 1']   a fleet of 17 agents trains one model over a real broker"
@@ -21,6 +23,7 @@ help:
 	@echo "make chaos [SEEDS=0:5000]             thousands of fault schedules, each of which its seed replays"
 	@echo "make check                            formatting, lint, types, import contracts, documentation"
 	@echo "make bench                            the figures of the README, from scripts"
+	@echo "make bench-train                      training steps of every model against torch: time, memory, imports, disk"
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version) if sys.version_info < (3, 11) else 0'
@@ -53,14 +56,16 @@ check: $(VENV)/dev.installed
 	$(BIN)/mypy
 	$(BIN)/mypy benchmarks/*.py
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest -p no:cacheprovider tests/docs
+	$(BIN)/python -m pytest -p no:cacheprovider tests/docs $(SLOW_PAGES:%=--ignore=%)
 
 bench: $(VENV)/dev.installed
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/footprint.py
-	$(BIN)/python benchmarks/step_time.py
 	$(BIN)/python benchmarks/fan_demo.py --seeds 5
 	$(BIN)/python benchmarks/twin_demo.py --seeds 5
+
+bench-train: $(VENV)/dev.installed
+	$(BIN)/python benchmarks/bench_train.py $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist runs .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -13,9 +13,9 @@ from statistics import fmean
 
 from figures import parse_arguments, print_result, setting
 
+from anabranch.datasets.fan_vibration import SPEEDS, load_fan
 from anabranch.demo.comparison import Comparison, compare_live
 from anabranch.demo.folder import PLAN, VERSIONS
-from anabranch.fan_vibration import SPEEDS, load_fan
 from fl_protocol.bundle import Bundle
 from fl_protocol.durable import write_durably
 from fl_protocol.messages import Plan

@@ -17,9 +17,9 @@ import numpy as np
 from figures import parse_arguments, print_result, setting, spread
 
 import anabranch
+from anabranch.datasets.fan_vibration import load_fan
 from anabranch.demo.broker import start_broker
 from anabranch.demo.processes import Processes
-from anabranch.fan_vibration import load_fan
 from broker_aggregator.config import load_config
 from fl_protocol.codec import decode
 from fl_protocol.connecting import transport_to

@@ -25,11 +25,11 @@ from typing import Any
 from fan_demo import T_95, interval, run
 from figures import parse_arguments, print_result, setting
 
+from anabranch.datasets.fan_vibration import SPEEDS
 from anabranch.demo.comparison import Judge
 from anabranch.demo.folder import TASK as DEMO_TASK
 from anabranch.demo.folder import Folder
 from anabranch.demo.outcome import LAST
-from anabranch.fan_vibration import SPEEDS
 from anabranch.simulator.experiment import Experiment, load_experiment
 from anabranch.simulator.twin import TASK, Twin
 from broker_aggregator.store_reader import StoreReader

@@ -17,7 +17,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from broker_aggregator.asking import ANSWER_S, ask_gateway
 from broker_aggregator.config import GatewayConfig, load_config, load_task
@@ -63,6 +63,11 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for scripts
 
 def _load(path: Path) -> GatewayConfig:
     return load_config(path, os.environ)
+
+
+def _table(*names: str) -> Table:
+    """A narrow terminal breaks a word, but hides none."""
+    return Table(*(Column(name, overflow="fold") for name in names))
 
 
 def _print_json(value: Any) -> None:
@@ -127,7 +132,7 @@ def status(config: ConfigOption, as_json: JsonOption = False) -> None:
     if as_json:
         _print_json(tasks)
         return
-    table = Table("task", "state", "version", "metric", "best", "updates", "staleness", "bytes up", "why")
+    table = _table("task", "state", "version", "metric", "best", "updates", "staleness", "bytes up", "why")
     for t in tasks:
         table.add_row(
             t["task"],
@@ -151,7 +156,7 @@ def devices(config: ConfigOption, as_json: JsonOption = False) -> None:
     if as_json:
         _print_json(rows)
         return
-    table = Table("device", "state", "seen", "updates", "accepted", "counted", "staleness", "bytes up")
+    table = _table("device", "state", "seen", "updates", "accepted", "counted", "staleness", "bytes up")
     now = time.time()
     for row in rows:
         state = "revoked" if row["revoked"] else (row["state"] or {}).get("state", "never seen")

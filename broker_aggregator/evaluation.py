@@ -82,11 +82,10 @@ class Evaluator:
     def __init__(self, bundle: Bundle, examples: HeldOut) -> None:
         self._bundle, self._examples = bundle, examples
         self._session = open_session(bundle.graph("evaluate"))
-        self._personal = {e.name: np.zeros(e.shape, np.float32) for e in bundle.layout.with_role("personal")}
 
     def measure(self, vector: Vector) -> tuple[float, float]:
         """(mean loss, share of correct examples) of a version, shape (layout.size,)."""
-        tensors: Mapping[str, NDArray[Any]] = {**self._bundle.layout.split(vector), **self._personal}
+        tensors: Mapping[str, NDArray[Any]] = {**self._bundle.layout.split(vector), **self._bundle.personal_tensors}
         loss = correct = 0.0
         for start in range(0, len(self._examples), BATCH):
             batch = slice(start, start + BATCH)

@@ -7,7 +7,7 @@ the others (`Acknowledge`, `Send`, ...) out: durable before visible.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from fl_protocol.bundle import Bundle
+from fl_protocol.bundle import Better, Bundle
 from fl_protocol.messages import (
     Ask,
     Chunk,
@@ -151,6 +151,7 @@ class SaveTask:
     evaluation: str = ""  # path of the held-out .npz on the gateway
     elapsed_s: float = 0.0
     why: str = ""
+    better: Better = "higher"  # value of the metric
 
 
 @dataclass(frozen=True)

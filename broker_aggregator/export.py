@@ -19,15 +19,16 @@ def int8_model(bundle: Bundle, vector: Vector) -> bytes:
     session = open_session(bundle.graph("quantize"))
     names = [output.name for output in session.get_outputs()]
     wanted = {value.name for value in session.get_inputs()}
-    feed = {name: tensor for name, tensor in bundle.layout.split(vector).items() if name in wanted}
+    tensors = {**bundle.layout.split(vector), **bundle.personal_tensors}
+    feed = {name: tensor for name, tensor in tensors.items() if name in wanted}
     return fill_initializers(bundle.graph("int8"), dict(zip(names, session.run(names, feed), strict=True)))
 
 
 def float_model(bundle: Bundle, vector: Vector) -> bytes:
     """The version as a plain float32 ONNX model."""
-    parameters = {e.name for e in bundle.layout.with_role("parameter")}
-    tensors = {n: np.ascontiguousarray(t) for n, t in bundle.layout.split(vector).items() if n in parameters}
-    return fill_initializers(bundle.graph("float"), tensors)
+    tensors = {**bundle.layout.split(vector), **bundle.personal_tensors}
+    stored = {e.name: np.ascontiguousarray(tensors[e.name]) for e in bundle.float_entries}
+    return fill_initializers(bundle.graph("float"), stored)
 
 
 def export_version(bundle: Bundle, release: Release, value: float | None, folder: Path) -> dict[str, Path]:

@@ -188,6 +188,7 @@ def task_change(
         yield from at.publishing(task, task.flush(used, now))
     task.plan = replace(plan, origin=task.release.version + 1) if other_model else plan
     task.layout, task.metric, task.opened_at = bundle.layout, bundle.metric, now
+    task.measured.better = bundle.better
     if isinstance(arguments.get("evaluation"), str):
         task.evaluation = str(arguments["evaluation"])
     yield from at.publishing(task, iter([task.saved(now)]))

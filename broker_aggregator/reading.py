@@ -8,13 +8,14 @@ from typing import Any
 from broker_aggregator.releasing import next_release
 from broker_aggregator.storage import ReadableStore
 from broker_aggregator.store_reader import StoreReader
+from fl_protocol.better import best_of
 from fl_protocol.codec import to_plain
 
 
 def status(store: StoreReader) -> list[dict[str, Any]]:
     """One entry a task: plan, version, metric, verdicts, bytes, staleness."""
     tasks = []
-    for row in store.query("SELECT name, metric, why FROM task ORDER BY name"):
+    for row in store.query("SELECT name, metric, why, better FROM task ORDER BY name"):
         name = row["name"]
         plan = store.plan(name)
         releases = store.query(
@@ -39,7 +40,7 @@ def status(store: StoreReader) -> list[dict[str, Any]]:
                 "version": releases[-1]["version"],
                 "metric": row["metric"],
                 "value": measured[-1]["value"] if measured else None,
-                "best": max((r["value"] for r in measured), default=None),
+                "best": best_of((r["value"] for r in measured), row["better"]),
                 "updates": {r["verdict"]: r["n"] for r in verdicts},
                 "disposals": {r["disposal"]: r["n"] for r in disposals},
                 "staleness": next((r["staleness"] for r in disposals if r["disposal"] == "counted"), None),

@@ -7,6 +7,7 @@ from broker_aggregator.events import Release
 from broker_aggregator.fleet import Device, Fleet
 from broker_aggregator.releasing import Buffered
 from broker_aggregator.task import Task
+from fl_protocol.bundle import Better
 from fl_protocol.errors import ConfigError
 from fl_protocol.messages import Plan, Result
 from fl_protocol.tensors import ModelLayout
@@ -38,6 +39,7 @@ class KeptTask:
     measured: Sequence[tuple[float, float | None]]  # (value, loss) since `plan.origin`, by version
     verdicts: Sequence[tuple[str, int, int]]  # (verdict, how many, their bytes)
     norms: Sequence[float]  # scaled, of the newest updates since `plan.origin`, in record order
+    better: Better = "higher"  # value of the metric
 
 
 def restored_task(kept: KeptTask, now: float) -> Task:
@@ -48,6 +50,7 @@ def restored_task(kept: KeptTask, now: float) -> Task:
     task.since = task.opened_at = task.quiet_since = now
     task.in_vain = kept.in_vain
     task.buffer = list(kept.buffered)
+    task.measured.better = kept.better
     for value, loss in kept.measured:
         task.measured.take(value, loss)
     task.made = kept.made

@@ -1,6 +1,6 @@
 """The store's tables. A change here is a new SCHEMA_VERSION and a migration, never an edit of what is in the field."""
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 SCHEMA = (
     "CREATE TABLE counter(name TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT, WITHOUT ROWID",
@@ -18,7 +18,8 @@ SCHEMA = (
         metric TEXT NOT NULL,
         evaluation TEXT NOT NULL,   -- path of the held-out examples, or empty
         elapsed_s REAL NOT NULL,
-        why TEXT NOT NULL
+        why TEXT NOT NULL,
+        better TEXT NOT NULL DEFAULT 'higher'  -- value of the metric; or 'lower'
     ) STRICT, WITHOUT ROWID""",
     """CREATE TABLE plan(
         task TEXT NOT NULL,
@@ -71,3 +72,7 @@ SCHEMA = (
         times INTEGER NOT NULL
     ) STRICT, WITHOUT ROWID""",
 )
+
+MIGRATIONS = {  # from a version to the next one
+    1: ("ALTER TABLE task ADD COLUMN better TEXT NOT NULL DEFAULT 'higher'",),
+}

@@ -6,7 +6,7 @@ exactly one of `buffered`, `counted` (in `version`) and `quarantined`.
 
 import json
 import sqlite3
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from broker_aggregator.events import (
     SaveState,
     SaveTask,
 )
-from broker_aggregator.schema import SCHEMA, SCHEMA_VERSION
+from broker_aggregator.schema import MIGRATIONS, SCHEMA, SCHEMA_VERSION
 from broker_aggregator.store_reader import StoreReader
 from fl_protocol.codec import encode
 from fl_protocol.messages import DeviceState, Plan, Result
@@ -51,11 +51,19 @@ class SqliteStore(StoreReader):
         self._db.execute("PRAGMA journal_mode=WAL")
         self._db.execute("PRAGMA synchronous=FULL")  # the WAL is synced at each commit: accepted means on disk
         self._db.execute("PRAGMA foreign_keys=ON")
-        if self._db.execute("PRAGMA user_version").fetchone()[0] == 0:
-            with self.transaction():
-                for statement in SCHEMA:
-                    self._db.execute(statement)
-                self._db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+        version = self._db.execute("PRAGMA user_version").fetchone()[0]
+        if version == 0:
+            self._migrate(SCHEMA, SCHEMA_VERSION)
+        while version in MIGRATIONS:
+            self._migrate(MIGRATIONS[version], version + 1)
+            version += 1
+
+    def _migrate(self, statements: Sequence[str], version: int) -> None:
+        """To a newer schema, wholly or not at all."""
+        with self.transaction():
+            for statement in statements:
+                self._db.execute(statement)
+            self._db.execute(f"PRAGMA user_version={version}")
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
@@ -213,9 +221,10 @@ class SqliteStore(StoreReader):
     def _save_task(self, effect: SaveTask) -> None:
         plan = effect.plan
         self._db.execute(
-            "INSERT INTO task(name, layout, metric, evaluation, elapsed_s, why) VALUES (?,?,?,?,?,?)"
+            "INSERT INTO task(name, layout, metric, evaluation, elapsed_s, why, better) VALUES (?,?,?,?,?,?,?)"
             " ON CONFLICT(name) DO UPDATE SET layout = excluded.layout, metric = excluded.metric,"
-            " evaluation = excluded.evaluation, elapsed_s = excluded.elapsed_s, why = excluded.why",
+            " evaluation = excluded.evaluation, elapsed_s = excluded.elapsed_s, why = excluded.why,"
+            " better = excluded.better",
             (
                 plan.task,
                 json.dumps(effect.layout.to_rows()),
@@ -223,6 +232,7 @@ class SqliteStore(StoreReader):
                 effect.evaluation,
                 effect.elapsed_s,
                 effect.why,
+                effect.better,
             ),
         )
         self._db.execute(

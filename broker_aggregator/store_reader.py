@@ -122,6 +122,7 @@ class StoreReader:
             measured=[(r["value"], r["loss"]) for r in measured],
             verdicts=[(r["verdict"], r["n"], r["bytes"]) for r in verdicts],
             norms=[r["norm"] for r in reversed(norms)],
+            better=row["better"],
         )
 
     def plan(self, task: str, revision: int | None = None) -> Plan:

@@ -18,7 +18,9 @@ from broker_aggregator.events import (
     SaveEvaluation,
     SaveTask,
 )
+from broker_aggregator.measured import Measured
 from broker_aggregator.releasing import Buffered, first_release, next_release, same_again
+from fl_protocol.better import reaches
 from fl_protocol.bundle import Bundle
 from fl_protocol.messages import Offer, Plan, ReleaseMetrics, TaskState, TaskStatus, Update
 from fl_protocol.tensors import ModelLayout
@@ -29,24 +31,6 @@ MAX_LISTED = 64  # devices in a metrics line, which stays under 12 KiB
 MAX_RENEWALS = 6  # doublings of the time between two
 MAX_REPORT_EXAMPLES = 1e6
 FLOAT32 = 4  # bytes
-
-
-@dataclass
-class Measured:
-    """What the held-out set said, release after release."""
-
-    value: float | None = None
-    loss: float | None = None
-    best: float | None = None
-    since_best: int = 0
-
-    def take(self, value: float, loss: float | None) -> None:
-        """One more release measured."""
-        self.value, self.loss = value, loss
-        if self.best is None or value > self.best:
-            self.best, self.since_best = value, 0
-        else:
-            self.since_best += 1
 
 
 @dataclass
@@ -79,7 +63,9 @@ class Task:
     def create(cls, plan: Plan, bundle: Bundle, evaluation: str, now: float) -> "Task":
         """A new task; its first version, `plan.origin`, is the bundle's initial parameters."""
         release = first_release(plan, bundle.layout, plan.origin, bundle.initial)
-        return cls(plan, bundle.layout, bundle.metric, release, evaluation, since=now, opened_at=now, quiet_since=now)
+        task = cls(plan, bundle.layout, bundle.metric, release, evaluation, since=now, opened_at=now, quiet_since=now)
+        task.measured.better = bundle.better
+        return task
 
     # --- what it is ---
 
@@ -89,7 +75,8 @@ class Task:
 
     def saved(self, now: float) -> SaveTask:
         """The effect that makes plan and state durable."""
-        return SaveTask(self.plan, self.layout, self.metric, self.evaluation, self.running_s(now), self.why)
+        better = self.measured.better
+        return SaveTask(self.plan, self.layout, self.metric, self.evaluation, self.running_s(now), self.why, better)
 
     def reported(self) -> float | None:
         """The newest version's metric as the devices measured it on their own held-out examples."""
@@ -219,7 +206,7 @@ class Task:
 
     def restart_from(self, bundle: Bundle, now: float) -> Iterator[Effect]:
         """Another model: its initial parameters become version `plan.origin`, one above the last."""
-        self.measured, self.reports = Measured(), {}
+        self.measured, self.reports = Measured(better=bundle.better), {}
         self.norms.clear()
         yield from self._commit(first_release(self.plan, bundle.layout, self.plan.origin, bundle.initial), now)
         yield from self._measure(now)
@@ -247,7 +234,7 @@ class Task:
         stop = self.plan.stop
         if self.plan.state != "running":
             return
-        if stop.metric and value >= float(stop.metric):
+        if stop.metric and reaches(value, float(stop.metric), self.measured.better):
             yield from self.end("finished", f"{self.metric} {value:.4f} reached {stop.metric}", now)
         elif stop.plateau and self.measured.since_best >= stop.plateau:
             yield from self.end("finished", f"no better {self.metric} in {stop.plateau} releases", now)

@@ -5,6 +5,7 @@ import errno
 import fcntl
 import json
 import logging
+import math
 import os
 import shutil
 import signal
@@ -13,18 +14,21 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from edge_agent.agent import Agent, AgentSettings
-from edge_agent.config import AgentConfig, load_config
-from edge_agent.health import read_sensors
+from edge_agent.config import AgentConfig, TrainingConfig, load_config
+from edge_agent.health import read_sensors, read_vitals
 from edge_agent.identity import Identity, describe, load_key, software_version
 from edge_agent.inference import Predictor
+from edge_agent.limits import cores, free_memory_mb, hold_memory
 from edge_agent.logs import log_to_stderr
 from edge_agent.objects import Objects
 from edge_agent.outbox import Outbox
+from edge_agent.runtime import Runtime
 from edge_agent.service import Service
 from edge_agent.sources import InputSpec
 from edge_agent.sources.folder import FolderSource
@@ -34,6 +38,7 @@ from fl_protocol.bundle import Bundle
 from fl_protocol.connecting import transport_to
 from fl_protocol.errors import ConfigError, ProtocolError
 from fl_protocol.mqtt import MqttTransport
+from fl_protocol.tensors import Vector
 from fl_protocol.transport import Connected, Disconnected, WillOf
 
 CHECK_S = 10.0  # what `check` gives the broker to answer
@@ -87,18 +92,19 @@ def _run(config: AgentConfig, options: argparse.Namespace) -> int:
             gate=config.gate, predict_s=config.inference.interval_s, health_s=config.health.publish_s
         )
         rng = np.random.default_rng(config.training.seed)
-        training = config.training
+        training, runtime = config.training, _runtime(config.training)
         service = Service(
             Agent(identity, describe(identity), settings, restored, rng),
             _transport(config, identity.will),
             outbox,
             Objects(config.device.state_dir / "objects"),
             _source(config),
-            ThreadWorker(lambda bundle: OnnxTrainer(bundle, training.threads, training.duty_cycle)),
+            ThreadWorker(_trainers(training, runtime)),
             lambda: read_sensors(config.device.state_dir, metered=config.broker.metered),
             broker="the broker at {}:{}".format(*config.broker.address),
             measure_s=config.health.measure_s,
-            make_predictor=lambda bundle, version: Predictor(bundle, version, training.threads),
+            make_predictor=_predictors(training, runtime),
+            vitals=lambda: replace(read_vitals(), provider=runtime.in_use),
         )
         stop = threading.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -111,6 +117,40 @@ def _run(config: AgentConfig, options: argparse.Namespace) -> int:
         service.run(stop)
         log.info("ended")
     return 0
+
+
+def _runtime(training: TrainingConfig) -> Runtime:
+    return Runtime(None if training.threads == "auto" else training.threads, training.provider)
+
+
+def _hold_memory(training: TrainingConfig) -> float:
+    """From now on, hold this process to what the operator allows, or to what is free; megabytes in all."""
+    used_mb = read_vitals().memory_mb
+    allowed_mb = min(free_memory_mb(), training.memory_mb - used_mb if training.memory_mb else math.inf)
+    hold_memory(max(0.0, allowed_mb))
+    return used_mb + max(0.0, allowed_mb)
+
+
+def _trainers(training: TrainingConfig, runtime: Runtime) -> Callable[[Bundle], OnnxTrainer]:
+    def make(bundle: Bundle) -> OnnxTrainer:
+        _hold_memory(training)  # before its graphs are loaded: that computes what is constant in them
+        return OnnxTrainer(
+            bundle,
+            runtime,
+            training.duty_cycle,
+            max_batch=training.max_batch,
+            hold_memory=lambda: _hold_memory(training),
+        )
+
+    return make
+
+
+def _predictors(training: TrainingConfig, runtime: Runtime) -> Callable[[Bundle, Vector, Vector], Predictor]:
+    def make(bundle: Bundle, version: Vector, personal: Vector) -> Predictor:
+        _hold_memory(training)
+        return Predictor(bundle, version, personal, runtime.threads_for(bundle.layout.num_parameters))
+
+    return make
 
 
 def _check(config: AgentConfig, options: argparse.Namespace) -> int:
@@ -126,6 +166,7 @@ def _check(config: AgentConfig, options: argparse.Namespace) -> int:
 
     find("state", lambda: _writable(config.device.state_dir))
     find("data", lambda: _look_at_data(config, options.bundle))
+    find("training", lambda: _look_at_machine(config.training))
     find("broker", lambda: _reach(config))
     if options.json:
         _print_json({**findings, "problems": [{"message": p.message} for p in problems]})
@@ -213,6 +254,14 @@ def _look_at_data(config: AgentConfig, bundle: Path | None) -> str:
         raise ConfigError(f"cannot read {bundle}: {error.strerror}", "name a bundle's file") from None
     dataset = source.load(spec)
     return f"{len(dataset.train)} examples to train on, {len(dataset.validation)} held out; they fit {bundle.name}"
+
+
+def _look_at_machine(training: TrainingConfig) -> str:
+    """What training runs on, and the memory that it may take."""
+    threads = training.threads if training.threads != "auto" else f"1 to {cores()}"
+    free_mb = free_memory_mb()
+    allowed_mb = min(free_mb, training.memory_mb) if training.memory_mb else free_mb
+    return f"on {_runtime(training).name}, {threads} threads, {allowed_mb:.0f} MB allowed"
 
 
 def _reach(config: AgentConfig) -> str:

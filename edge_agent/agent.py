@@ -254,6 +254,7 @@ class Agent:
         first, most = TRAINING_RETRY_S
         task.train_at = now + min(most, first * 2**task.failures)
         task.failures += 1
+        task.failed_for = why
         self._telling.complain("training failed", code, f"{task.name}: {why}", now)
 
     # --- what is due ---------------------------------------------------------------------------------------------
@@ -308,7 +309,8 @@ class Agent:
         for task in self._tasks:
             bundle, model = task.intake.bundle, task.intake.model
             if bundle and model and task.num_examples:
-                self._effects.append(e.Predict(task.name, model.version, bundle, model.vector))
+                personal = task.personal_for(bundle)
+                self._effects.append(e.Predict(task.name, model.version, bundle, model.vector, personal))
 
     def _tell(self, now: float) -> None:
         if now >= self._announce_at:

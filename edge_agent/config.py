@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from msgspec import Meta
 
 from edge_agent.gate import GateConfig
+from edge_agent.training import Provider
 from fl_protocol import broker
 from fl_protocol.messages import Id, Key
 from fl_protocol.settings import load_settings
@@ -50,9 +51,12 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """What training may use: threads, and the share of time that it may compute."""
+    """What training may use: a provider of onnxruntime, threads, memory, and the share of time that it may compute."""
 
-    threads: Annotated[int, Meta(ge=1, le=64)] = 1
+    provider: Provider = "auto"
+    threads: Annotated[int, Meta(ge=1, le=64)] | Literal["auto"] = "auto"
+    max_batch: Annotated[int, Meta(ge=0)] = 0  # a plan's larger batches are made smaller; 0: taken as they are
+    memory_mb: Annotated[int, Meta(ge=0)] = 0  # of the whole agent; 0: what machine and control group have free
     duty_cycle: Annotated[float, Meta(gt=0, le=1)] = 1.0
     seed: Annotated[int, Meta(ge=0)] | None = None  # for experiments that must repeat; else from the system
 

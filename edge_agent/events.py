@@ -180,6 +180,7 @@ class Predict:
     version: int
     bundle: Bundle
     vector: Vector
+    personal: Vector
 
 
 @dataclass(frozen=True)

@@ -38,11 +38,12 @@ class Reading:
 
 @dataclass(frozen=True)
 class Vitals:
-    """What this process uses: megabytes resident and at its peak, seconds of processor."""
+    """What this process uses: megabytes resident and at its peak, seconds of processor, and what trains."""
 
     memory_mb: float = 0.0
     peak_memory_mb: float = 0.0
     cpu_s: float = 0.0
+    provider: str | None = None  # of onnxruntime, as the configuration names it; None before the first training
 
 
 @dataclass(frozen=True)

@@ -7,26 +7,30 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent.events import Guess
-from edge_agent.trainer import open_session, run
+from edge_agent.runtime import open_session, run
 from fl_protocol.bundle import Bundle, fill_initializers
 from fl_protocol.errors import Code, ProtocolError
-from fl_protocol.tensors import Vector
+from fl_protocol.tensors import Vector, split_entries
 
 
-def quantize(bundle: Bundle, version: Vector, threads: int = 1) -> bytes:
-    """The int8 ONNX graph of `version`, shape (layout.size,). Raises `ProtocolError` for a bundle that cannot do it."""
+def quantize(bundle: Bundle, version: Vector, personal: Vector | None = None, threads: int = 1) -> bytes:
+    """The int8 ONNX graph of `version`, shape (layout.size,), with this device's own values of the personal entries.
+
+    Without `personal` they are where they start. Raises `ProtocolError` for a bundle that cannot do it.
+    """
     session = open_session(bundle.graph("quantize"), threads)
     names = [output.name for output in session.get_outputs()]
-    tensors = run(session, names, bundle.layout.split(version))
+    own = split_entries(bundle.layout.with_role("personal"), bundle.personal if personal is None else personal)
+    tensors = run(session, names, {**bundle.layout.split(version), **own})
     return fill_initializers(bundle.graph("int8"), dict(zip(names, tensors, strict=True)))
 
 
 class Predictor:
-    """One version's int8 model, ready to be asked."""
+    """One version's int8 model, ready to be asked. It runs on the processor: one example is too little for others."""
 
-    def __init__(self, bundle: Bundle, version: Vector, threads: int = 1) -> None:
+    def __init__(self, bundle: Bundle, version: Vector, personal: Vector | None = None, threads: int = 1) -> None:
         self._labels = bundle.labels
-        self._session = open_session(quantize(bundle, version, threads), threads)
+        self._session = open_session(quantize(bundle, version, personal, threads), threads)
 
     def predict(self, x: NDArray[Any]) -> Guess:
         """What the model says of `x`, shape (1, *x_shape). Raises `ProtocolError` where the graph fails."""

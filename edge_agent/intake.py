@@ -85,6 +85,7 @@ class Intake:
         self.bundle: Bundle | None = None
         self.work: Work | None = None
         self.model: Model | None = None
+        self.refused = ""  # why the last object that came whole is not used
         self.hungry = True  # versions are wanted as they come: the device is not training, or it predicts
         self._announced: Manifest | None = None  # the manifest, if it fits
         self._listening = False  # the broadcast of versions is heard
@@ -184,9 +185,11 @@ class Intake:
             return []
         try:
             self._accept(download.target, data)
-        except ProtocolError:
+        except ProtocolError as error:
             download.failed(now)
+            self.refused = f"the {download.target.kind} is refused: {error}"
             raise
+        self.refused = ""
         return [SaveObject(chunk.sha256, data)]
 
     def _listen(self) -> list[Effect]:

@@ -12,6 +12,8 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 
+import numpy as np
+
 from edge_agent import events as e
 from edge_agent.agent import Agent
 from edge_agent.gate import Reading, Vitals
@@ -31,7 +33,7 @@ from fl_protocol.transport import Connected, Delivery, Disconnected, Transport, 
 log = logging.getLogger("edge_agent")
 
 LOOK_S = 0.1  # how often a finished training is looked for
-PredictorFactory = Callable[[Bundle, Vector], Predictor]
+PredictorFactory = Callable[[Bundle, Vector, Vector], Predictor]  # bundle, version, personal entries
 
 IDLE_S = 0.5  # how often a request to end is
 CLOSE_S = 2.0  # what the transport is given to send the rest
@@ -70,7 +72,7 @@ class Service:
         self._worker, self._busy = worker, False
         self._measure_s, self._measure_at = measure_s, 0.0
         self._make_predictor = make_predictor
-        self._predictors: dict[str, tuple[int, Predictor]] = {}  # by task, with its version
+        self._predictors: dict[str, tuple[int, Vector, Predictor]] = {}  # by task, with what it was made of
         self._broker, self._connected = broker, False
 
     @property
@@ -181,12 +183,13 @@ class Service:
         return None
 
     def _predict(self, effect: e.Predict) -> e.Event | None:
-        version, predictor = self._predictors.get(effect.task, (-1, None))
+        version, personal, predictor = self._predictors.get(effect.task, (-1, effect.personal, None))
         try:
-            if predictor is None or version != effect.version:
+            if predictor is None or version != effect.version or not np.array_equal(personal, effect.personal):
                 self._predictors.pop(effect.task, None)  # the old model's memory goes before the new one comes
-                predictor = self._make_predictor(effect.bundle, effect.vector)
-                self._predictors[effect.task] = effect.version, predictor
+                predictor = None
+                predictor = self._make_predictor(effect.bundle, effect.vector, effect.personal)
+                self._predictors[effect.task] = effect.version, effect.personal, predictor
             newest = self._source.load(InputSpec.of(effect.bundle)).newest
             return e.Predicted(effect.task, effect.version, predictor.predict(newest))
         except (ProtocolError, ConfigError) as error:

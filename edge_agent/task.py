@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TypeGuard
 
 import numpy as np
 
@@ -31,6 +32,7 @@ class Task:
     examples_why: str = ""
     look_at: float = float("inf")  # when to look for examples again
     failures: int = 0
+    failed_for: str = ""  # the last of them
     train_at: float = 0.0  # not before, after failures
     last_turn: float = 0.0
 
@@ -63,12 +65,13 @@ class Task:
         bundle, kept = work.bundle, self.residual
         if kept is not None and kept.origin != work.plan.origin:
             kept = None
-        return _of(kept, bundle.layout.fingerprint, bundle.layout.num_parameters)
+        size = bundle.layout.num_parameters
+        return kept.vector if _fits(kept, bundle.layout.fingerprint, size) else np.zeros(size, np.float32)
 
     def personal_for(self, bundle: Bundle) -> Vector:
-        """The personal entries' values, flat; zero at first and under another layout."""
-        size = sum(e.size for e in bundle.layout.with_role("personal"))
-        return _of(self.personal, bundle.layout.fingerprint, size)
+        """The personal entries' values, flat; at first, and under another layout, those that the bundle starts with."""
+        kept = self.personal
+        return kept.vector if _fits(kept, bundle.layout.fingerprint, bundle.personal.size) else bundle.personal
 
     def situation(self) -> tuple[StateName, str]:
         """What the task waits for, for people."""
@@ -76,7 +79,7 @@ class Task:
         if intake.plan is None:
             return "ready", "waiting for the plan"
         if intake.bundle is None or intake.bundle.sha256 != intake.plan.bundle_sha256:
-            return "ready", "fetching the bundle"
+            return ("sleeping", intake.refused) if intake.refused else ("ready", "fetching the bundle")
         if intake.work is None:
             return "sleeping", "the plan does not fit its bundle"
         if not self.num_examples:
@@ -84,9 +87,9 @@ class Task:
         if intake.plan.state != "running":
             return "ready", f"the task is {intake.plan.state}"
         if intake.model is None or intake.model.version < intake.plan.origin:
-            return "ready", "fetching the model"
+            return ("sleeping", intake.refused) if intake.refused else ("ready", "fetching the model")
         if self.failures:
-            return "sleeping", "training failed; trying again"
+            return "sleeping", f"training failed ({self.failed_for}); trying again"
         return "ready", f"waiting for version {self.trained + 1}" if intake.model.version <= self.trained else ""
 
 
@@ -148,7 +151,5 @@ class Tasks:
         return self.known[name]
 
 
-def _of(kept: LocalVector | None, fingerprint: str, size: int) -> Vector:
-    if kept is not None and kept.fingerprint == fingerprint and kept.vector.shape == (size,):
-        return kept.vector
-    return np.zeros(size, np.float32)
+def _fits(kept: LocalVector | None, fingerprint: str, size: int) -> TypeGuard[LocalVector]:
+    return kept is not None and kept.fingerprint == fingerprint and kept.vector.shape == (size,)

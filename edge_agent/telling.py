@@ -87,6 +87,7 @@ class Telling:
             why_not=gate.because,
             bytes_up=measured.bytes_up,
             bytes_down=measured.bytes_down,
+            provider=measured.vitals.provider,
         )
         self._publish(Kind.HEALTH, message, qos=0)
 

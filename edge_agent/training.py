@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, Protocol
 
 from numpy.random import Generator
 
@@ -10,7 +10,9 @@ from edge_agent.sources import Dataset
 from fl_protocol.bundle import Bundle
 from fl_protocol.tensors import Vector
 
-__all__ = ["Trainer", "TrainerFactory", "TrainingResult", "WorkOrder"]
+__all__ = ["Provider", "Trainer", "TrainerFactory", "TrainingResult", "WorkOrder"]
+
+Provider = Literal["auto", "cpu", "cuda", "tensorrt"]  # of onnxruntime, as the configuration names them
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,8 @@ class Trainer(Protocol):
         """Train from `base`, shape (layout.size,), with the optimizer's state at zero.
 
         Waits while `should_pause()`; whatever that raises abandons the training. Raises `ProtocolError` for a graph
-        that does not run (E_SCHEMA) and a loss that is not finite (E_NAN).
+        that does not run (E_SCHEMA), a step that memory does not suffice for (E_SIZE), and a loss that is
+        not finite (E_NAN).
         """
 
 

@@ -11,7 +11,8 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Annotated, Any, Literal, Self, get_args
 
 import msgpack
@@ -21,14 +22,17 @@ from msgspec import Meta
 
 from fl_protocol.errors import Code, ProtocolError
 from fl_protocol.onnx_file import OnnxFile, TensorSpec, fill_initializers
-from fl_protocol.tensors import MAX_RANK, ModelLayout, TensorEntry, Vector
+from fl_protocol.tensors import MAX_RANK, ModelLayout, TensorEntry, Vector, split_entries
 
 __all__ = [
     "BATCH",
     "INITIAL",
     "MAGIC",
     "MAX_BUNDLE_BYTES",
+    "PERSONAL",
+    "Better",
     "Bundle",
+    "Feed",
     "GraphName",
     "fill_initializers",
     "pack_bundle",
@@ -42,6 +46,12 @@ MAX_FILES = 32
 GraphName = Literal["train", "evaluate", "quantize", "int8", "float"]
 BATCH = "batch"  # the one free dimension, always the first
 INITIAL = "initial.f32"
+PERSONAL = "personal.f32"
+
+Better = Literal["higher", "lower"]
+# What the training graph takes beside its state, its examples and its hyperparameters: `seed`, an int64 scalar, another
+# one at each step (dropout); `NAME.base` for each parameter, its value in the base version (FedProx).
+Feed = Literal["seed", "base"]
 
 _Text = Annotated[str, Meta(max_length=4096)]
 _Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,128}$")]
@@ -67,14 +77,17 @@ class Bundle:
     batch_size: int
     graphs: Mapping[GraphName, bytes]
     initial: Vector  # shape (layout.size,): the version that training starts from
+    better: Better = "higher"  # whether a larger or a smaller value of the metric is the better one
+    feeds: tuple[Feed, ...] = ()
+    personal: Vector = field(default_factory=lambda: np.zeros(0, np.float32))  # where personal entries start
 
     @classmethod
     def read(cls, data: bytes, expected_sha256: str | None = None) -> Self:
         """Parse and verify a bundle's bytes; the inverse of `pack_bundle`.
 
         Raises `ProtocolError`: E_SIZE above `MAX_BUNDLE_BYTES` or where a file's length differs from the
-        manifest, E_SHA for a wrong hash, E_FINGERPRINT for a layout that is not the manifest's, E_NAN for an
-        initial version that is not finite, E_SCHEMA for everything else.
+        manifest, E_SHA for a wrong hash, E_FINGERPRINT for a layout that is not the manifest's, E_NAN for
+        initial values that are not finite, E_SCHEMA for everything else.
         """
         if len(data) > MAX_BUNDLE_BYTES:
             raise ProtocolError(Code.SIZE, f"a bundle has at most {MAX_BUNDLE_BYTES} bytes, not {len(data)}")
@@ -90,11 +103,9 @@ class Bundle:
             )
         if not all(math.isfinite(value) for value in manifest.hyper.values()):
             raise ProtocolError(Code.NAN, "a hyperparameter's default is not finite")
-        if len(files[INITIAL]) != 4 * layout.size:
-            raise ProtocolError(Code.SIZE, f"{INITIAL} holds {len(files[INITIAL])} bytes, not 4 x {layout.size}")
-        initial = np.frombuffer(files[INITIAL], "<f4").astype(np.float32, copy=False)
-        if not np.isfinite(initial).all():
-            raise ProtocolError(Code.NAN, "the initial version is not finite")
+        personal_size = sum(e.size for e in layout.with_role("personal"))
+        initial = _vector(INITIAL, files[INITIAL], layout.size)
+        personal = _vector(PERSONAL, files.get(PERSONAL, bytes(4 * personal_size)), personal_size)
         _check_graphs(manifest, layout, files)
         return cls(
             sha256=sha256,
@@ -112,11 +123,25 @@ class Bundle:
             batch_size=manifest.batch_size,
             graphs={name: files[file] for name, file in manifest.graphs.items()},
             initial=initial,
+            better=manifest.better,
+            feeds=tuple(manifest.feeds),
+            personal=personal,
         )
 
     def graph(self, name: GraphName) -> bytes:
         """The ONNX file of one graph."""
         return self.graphs[name]
+
+    @cached_property
+    def personal_tensors(self) -> dict[str, Vector]:
+        """Each personal entry where it starts, by name: what one has who is no device."""
+        return split_entries(self.layout.with_role("personal"), self.personal)
+
+    @cached_property
+    def float_entries(self) -> tuple[TensorEntry, ...]:
+        """What to fill the float graph with: parameters, and of the personal and measured entries those it stores."""
+        stored = OnnxFile.read(self.graphs["float"]).initializers
+        return tuple(e for e in self.layout.entries if e.role != "optimizer" and e.name in stored)
 
 
 def pack_bundle(manifest: Mapping[str, object], files: Mapping[str, bytes]) -> bytes:
@@ -161,6 +186,8 @@ class _Manifest(msgspec.Struct, frozen=True):
     files: Annotated[dict[_Name, _File], Meta(max_length=MAX_FILES)]
     description: _Text = ""
     licence: _Text = ""
+    better: Better = "higher"
+    feeds: Annotated[list[Feed], Meta(max_length=len(get_args(Feed)))] = []
 
 
 def _unpack(data: bytes) -> tuple[_Manifest, dict[str, bytes]]:
@@ -192,7 +219,10 @@ def _unpack(data: bytes) -> tuple[_Manifest, dict[str, bytes]]:
         raise ProtocolError(Code.SCHEMA, f"the bundle's manifest is wrong: {error}") from error
     if set(manifest.graphs) != set(get_args(GraphName)):
         raise ProtocolError(Code.SCHEMA, f"a bundle has the graphs {', '.join(get_args(GraphName))}, no other")
-    if set(files) != set(manifest.files) or set(files) != {*manifest.graphs.values(), INITIAL}:
+    if len(set(manifest.feeds)) != len(manifest.feeds):
+        raise ProtocolError(Code.SCHEMA, "the bundle's manifest names one feed twice")
+    expected = {*manifest.graphs.values(), INITIAL}
+    if set(files) != set(manifest.files) or not expected <= set(files) <= {*expected, PERSONAL}:
         raise ProtocolError(Code.SCHEMA, "the bundle's files are not those that its manifest lists")
     for name, listed in manifest.files.items():
         blob = files[name]
@@ -201,6 +231,15 @@ def _unpack(data: bytes) -> tuple[_Manifest, dict[str, bytes]]:
         if hashlib.sha256(blob).hexdigest() != listed.sha256:
             raise ProtocolError(Code.SHA, f"the file {name} does not have its SHA-256")
     return manifest, files
+
+
+def _vector(file: str, data: bytes, size: int) -> Vector:
+    if len(data) != 4 * size:
+        raise ProtocolError(Code.SIZE, f"{file} holds {len(data)} bytes, not 4 x {size}")
+    vector = np.frombuffer(data, "<f4").astype(np.float32, copy=False)
+    if not np.isfinite(vector).all():
+        raise ProtocolError(Code.NAN, f"{file} holds values that are not finite")
+    return vector
 
 
 def _check_graphs(manifest: _Manifest, layout: ModelLayout, files: Mapping[str, bytes]) -> None:
@@ -220,17 +259,23 @@ def _check_graphs(manifest: _Manifest, layout: ModelLayout, files: Mapping[str, 
     forward = [_spec(e) for e in layout.entries if e.role != "optimizer"]
     hyper = [_scalar(name) for name in manifest.hyper]
     following = [spec._replace(name=f"{spec.name}.next") for spec in entries]
+    fed = [TensorSpec("seed", "int64", ())] if "seed" in manifest.feeds else []
+    if "base" in manifest.feeds:
+        fed += [TensorSpec(f"{e.name}.base", "float32", e.shape) for e in layout.with_role("parameter")]
 
-    _expect("train", graphs["train"].inputs, [*entries, x, y, *hyper], ordered=False)
+    _expect("train", graphs["train"].inputs, [*entries, x, y, *hyper, *fed], ordered=False)
     _expect("train", graphs["train"].outputs, [*following, loss, correct], ordered=True)
     _expect("evaluate", graphs["evaluate"].inputs, [*forward, x, y], ordered=False)
     _expect("evaluate", graphs["evaluate"].outputs, [loss_sum, correct], ordered=True)
-    _expect("quantize", graphs["quantize"].inputs, [_spec(e) for e in layout.shared], ordered=False)
+    _expect("quantize", graphs["quantize"].inputs, forward, ordered=False)
     for name in ("int8", "float"):
         _expect(name, graphs[name].inputs, [x], ordered=True)
         _expect(name, graphs[name].outputs, [logits], ordered=True)
     _expect_stored("int8", graphs["int8"], graphs["quantize"].outputs)
     _expect_stored("float", graphs["float"], [_spec(e) for e in layout.with_role("parameter")])
+    # Of the personal and measured entries it needs some (a head, running moments) and others not (activation ranges).
+    needed = [spec for spec in forward if spec.name in graphs["float"].initializers]
+    _expect_stored("float", graphs["float"], needed)
 
 
 def _spec(entry: TensorEntry) -> TensorSpec:

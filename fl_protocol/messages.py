@@ -113,6 +113,7 @@ class Health(Message):
     why_not: Text = ""
     bytes_up: Count = 0
     bytes_down: Count = 0
+    provider: Word | None = None  # of onnxruntime: cpu, cuda, tensorrt; once it has trained
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,12 +3,14 @@
 Walks the protobuf without onnx and onnxruntime, on data that nobody has vouched for yet. The table
 `_MESSAGES` is the whole of ONNX that a bundle may use: a field that is not in it is refused, so functions,
 subgraphs, sparse and external tensors cannot get in; and since no message in it contains itself, the table also
-bounds the depth.
+bounds the depth. What is left is tensors in, tensors out; how large they may grow between the two the file does not
+tell (two concatenated with themselves forty times), so a device also bounds its memory: edge_agent/limits.py.
 Field numbers are those of onnx.proto (IR version 3 and later).
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
@@ -16,10 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl_protocol.errors import Code, ProtocolError
+from fl_protocol.onnx_ops import OPERATORS, OPSET, SIZED_BY
 from fl_protocol.tensors import MAX_ELEMENTS, MAX_RANK
 
 MAX_TEXT = 512
-MAX_FIELDS = 1 << 20  # fields of one message; a graph of a hundred thousand nodes still passes
+MAX_FIELDS = 1 << 20  # fields of one message
+MAX_NODES = 1 << 16  # a recurrent network unrolled over 128 steps has some ten thousand
 STANDARD_DOMAINS = ("", "ai.onnx")
 
 # TensorProto.DataType -> numpy; strings, complex and sub-byte types have no place in a bundle.
@@ -57,25 +61,24 @@ class OnnxFile:
     def read(cls, data: bytes | bytearray) -> "OnnxFile":
         """Walk the file. Raises `ProtocolError(E_SCHEMA)` for whatever the table does not allow."""
         model = _read("model", memoryview(data))
-        opsets = model.get("opsets", [])
-        if not opsets or any(o.get("domain", "") not in STANDARD_DOMAINS for o in opsets):
-            raise _refused("an operator set other than ai.onnx")
+        opsets = [(o.get("domain", ""), o.get("version", 0)) for o in model.get("opsets", [])]
+        if len(opsets) != 1 or opsets[0][0] not in STANDARD_DOMAINS or opsets[0][1] != OPSET:
+            raise _refused(f"an operator set other than ai.onnx {OPSET}")
         graph = model.get("graph", {})
-        nodes = graph.get("nodes", [])
-        for node in nodes:
-            if node.get("domain", "") not in STANDARD_DOMAINS:
-                raise _refused(f"the operator {node['domain']}.{node.get('op_type', '?')}, which is not ai.onnx")
-            for attribute in node.get("attributes", []):
-                if "tensor" in attribute:
-                    _initializer(attribute["tensor"])
-        stored = graph.get("initializers", [])
+        nodes, stored = graph.get("nodes", []), graph.get("initializers", [])
+        if len(nodes) > MAX_NODES:
+            raise _refused(f"more than {MAX_NODES} nodes")
         initializers = {str(tensor.get("name", "")): _initializer(tensor) for tensor in stored}
-        if len(initializers) != len(stored):
-            raise _refused("two initializers of one name")
+        constants = dict(initializers)
+        for node in nodes:
+            constants |= _check_node(node, constants)
         inputs = tuple(_spec(value) for value in graph.get("inputs", []))
         outputs = tuple(_spec(value) for value in graph.get("outputs", []))
         for value in graph.get("value_infos", []):
             _spec(value)
+        results = [name for node in nodes for name in node.get("outputs", []) if name]
+        _all_differ([*(str(t.get("name", "")) for t in stored), *(i.name for i in inputs), *results])
+        _all_differ([o.name for o in outputs])
         return cls(inputs, outputs, initializers, len(nodes))
 
 
@@ -98,6 +101,27 @@ def fill_initializers(graph: bytes, tensors: Mapping[str, NDArray[Any]]) -> byte
         # The length is unchanged, so the new bytes simply go where the old ones were.
         place.raw[:] = tensor.astype(tensor.dtype.newbyteorder("<")).tobytes()
     return bytes(filled)
+
+
+def _check_node(node: Mapping[str, Any], constants: Mapping[str, Initializer]) -> dict[str, Initializer]:
+    """Hold a node to the operators that there are, and to sizes that are written down; the tensor that it stores."""
+    domain, op_type = node.get("domain", ""), node.get("op_type", "?")
+    if domain not in STANDARD_DOMAINS:
+        raise _refused(f"the operator {domain}.{op_type}, which is not ai.onnx")
+    if op_type not in OPERATORS:
+        raise _refused(f"the operator {op_type}")
+    inputs, at = node.get("inputs", []), SIZED_BY.get(op_type)
+    size = constants.get(inputs[at]) if at is not None and at < len(inputs) else None
+    if size is not None and size.dtype == "int64":
+        _bounded(tuple(np.frombuffer(size.raw, "<i8").tolist()))
+    tensors = [_initializer(a["tensor"]) for a in node.get("attributes", []) if "tensor" in a]
+    return dict(zip(node.get("outputs", []), tensors, strict=False)) if op_type == "Constant" else {}
+
+
+def _all_differ(names: Sequence[str]) -> None:
+    ((name, count),) = Counter(names).most_common(1) or [("", 0)]
+    if count > 1:
+        raise _refused(f"the name {name!r:.80} twice")
 
 
 def _spec(value: Mapping[str, Any]) -> TensorSpec:

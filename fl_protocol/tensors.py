@@ -118,7 +118,7 @@ class ModelLayout:
 
     def split(self, vector: Vector) -> dict[str, Vector]:
         """Views into `vector`, shape `(size,)`, by tensor name and in each tensor's shape."""
-        return _split(self.shared, vector)
+        return split_entries(self.shared, vector)
 
     def join(self, tensors: Mapping[str, NDArray[np.floating]]) -> Vector:
         """The inverse of `split`: a new vector; entries that are not shared are left out."""
@@ -133,7 +133,8 @@ class ModelLayout:
         return slices
 
 
-def _split(entries: Sequence[TensorEntry], vector: Vector) -> dict[str, Vector]:
+def split_entries(entries: Sequence[TensorEntry], vector: Vector) -> dict[str, Vector]:
+    """Views into `vector`, which holds these entries one after the other, by name and in each one's shape."""
     total = sum(e.size for e in entries)
     if vector.shape != (total,):
         raise ValueError(f"the layout wants a vector of shape ({total},), not {vector.shape}")

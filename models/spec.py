@@ -1,7 +1,8 @@
 """What a model author writes: one `ModelSpec`, called `SPEC`, in `models/NAME/__init__.py`."""
 
+import difflib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -9,44 +10,45 @@ from typing import Any, NamedTuple
 
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812  (torch's own custom)
+from torch import nn
 
 from fl_protocol.errors import ConfigError
+from models.losses import cross_entropy
+from models.metrics import ACCURACY, Metric, PerExample
+from models.optimizers import Optimizer
+
+_WORKSHOP = Path(__file__).parent
+_HAS_SPEC = re.compile(r"^SPEC\b", re.MULTILINE)
 
 
 class Input(NamedTuple):
-    """Shape of one example, without the batch dimension, and its torch dtype."""
+    """Shape of one example, without the batch dimension, and its torch dtype: float32 or int64."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
 
 
-_WORKSHOP = Path(__file__).parent
-_HAS_SPEC = re.compile(r"^SPEC\b", re.MULTILINE)
-
 CLASS_NUMBER = Input((), torch.int64)
 Examples = tuple[NDArray[Any], NDArray[Any]]  # x (n, *x.shape), y (n, *y.shape)
-PerExample = Callable[[Tensor, Tensor], Tensor]  # (logits, y) -> (B,)
 
 
-def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
-    """Cross-entropy of each example, shape (B,); `y` holds class numbers."""
-    is_class = y.unsqueeze(1) == torch.arange(logits.shape[1])
-    return -(F.log_softmax(logits, 1) * is_class).sum(1)
+class Splits(NamedTuple):
+    """Examples to train with, to choose things on, and to measure with once everything is chosen."""
 
-
-def is_correct(logits: Tensor, y: Tensor) -> Tensor:
-    """1.0 where the largest logit is the class `y`, else 0.0, shape (B,)."""
-    return (logits.argmax(1) == y).to(logits.dtype)
+    train: Examples
+    validation: Examples
+    test: Examples
 
 
 @dataclass(frozen=True)
 class ModelSpec:
     """A model, and everything that compiling it into a bundle takes.
 
-    `module` builds the network, which takes raw examples: preprocessing is part of it.
-    Its `nn.Linear` layers are quantized. `examples` gives real ones, to train with and held out, for the gates.
+    `module` builds the network. It takes raw examples: preprocessing is part of it. It gives one tensor, (B, labels),
+    or one logit (B,) or (B, 1) of the second of two labels, or, without labels, one row an example. `examples` gives
+    real ones, for the gates. `frozen`, `personal` and `keep_float` name parts of the module by the beginning of their
+    dotted names ("backbone", "head.bias"): parameters that never change, what never leaves the device, and layers
+    that are not quantized. `bits` is 8, or 4 for weights of four bits.
     """
 
     name: str
@@ -54,20 +56,25 @@ class ModelSpec:
     licence: str
     module: Callable[[], nn.Module]
     x: Input
-    labels: tuple[str, ...]
-    examples: Callable[[], tuple[Examples, Examples]]
-    hyper: Mapping[str, float]
-    batch_size: int = 32
+    labels: tuple[str, ...]  # () for a regression
+    examples: Callable[[], Splits]
+    optimizer: Optimizer
     y: Input = CLASS_NUMBER
     loss: PerExample = cross_entropy
-    metric: str = "accuracy"
-    correct: PerExample = is_correct
+    metric: Metric = ACCURACY
+    batch_size: int = 32
+    frozen: tuple[str, ...] = ()
+    personal: tuple[str, ...] = ()
+    bits: int = 8
+    keep_float: tuple[str, ...] = ()
 
 
 def load(name: str) -> ModelSpec:
     """The catalog's model of that name. Raises `ConfigError`."""
     if name not in catalog():
-        raise ConfigError(f"there is no model {name!r} in the workshop", f"one of: {', '.join(catalog())}")
+        near = difflib.get_close_matches(name, catalog(), 1)
+        hint = f"did you mean {near[0]!r}?" if near else f"one of: {', '.join(catalog())}"
+        raise ConfigError(f"there is no model {name!r} in the workshop", hint)
     spec: ModelSpec = import_module(f"models.{name}").SPEC
     return spec
 

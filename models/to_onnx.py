@@ -1,29 +1,22 @@
 """A function of torch tensors -> one plain ONNX graph (ai.onnx, opset 17, the batch dimension free).
 
-`make_fx` traces the function, autograd included, on fake tensors whose first dimension is a symbol; the table in
-`ops/` turns each aten op into ONNX nodes. An op that is not in the table raises `ConfigError` and is named.
+`tracing.trace` takes the function apart into aten ops, autograd included; the table in `ops/` turns each into ONNX
+nodes. An op that is not in the table raises `ConfigError`, which names it, its layer, and what to use instead.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import onnx
 import torch
 from onnx import helper
-from torch import Tensor, fx
-from torch._dispatch.python import enable_python_dispatcher
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.fx.experimental.proxy_tensor import make_fx
-from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
+from torch import Tensor
 
 from fl_protocol.bundle import BATCH
-from models.decompositions import decompositions
+from fl_protocol.errors import ConfigError
 from models.graph_writer import GraphWriter, onnx_type
 from models.ops import OPS
-
-# Any size above one will do: torch specialises 0 and 1, and gates.py tries other sizes on the result.
-_TRACED_BATCH = 6
-
-TensorFunction = Callable[[dict[str, Tensor]], dict[str, Tensor]]
+from models.origins import Origins
+from models.tracing import TensorFunction, trace
 
 
 def export(
@@ -39,50 +32,26 @@ def export(
     Raises `ConfigError` for what cannot be compiled.
     """
     named = {**inputs, **stored}
-    traced, outputs = _trace(function, named, batched)
+    traced = trace(function, named, batched, OPS)
     writer = GraphWriter(OPS)
     for node, name in zip(traced.graph.find_nodes(op="placeholder"), named, strict=True):
         writer.values[node] = name
     for name, tensor in stored.items():
         writer.store(name, tensor.detach().numpy())
+    for node, tensor in traced.constants.items():
+        writer.constants[node] = tensor
     for node in traced.graph.nodes:  # sizes are written when a tensor asks for them: most are never needed
-        if node.op == "call_function" and isinstance(node.meta["val"], Tensor):
-            writer.emit(node)
+        if node.op == "call_function" and isinstance(node.meta["val"], Tensor | tuple | list):
+            try:
+                writer.emit_all(node)
+            except ConfigError as error:
+                raise ConfigError(f"{error.message}, {Origins.of(node)}", error.hint) from None
     (result,) = traced.graph.find_nodes(op="output")
-    writer.rename_outputs([writer.values[node] for node in result.args[0]], list(outputs))
+    writer.rename_outputs([writer.emit(node) for node in result.args[0]], list(traced.outputs))
     return writer.to_bytes(
         [_value(name, tensor.dtype, tensor.shape, name in batched) for name, tensor in inputs.items()],
-        [_value(name, t.dtype, t.shape, t.dim() > 0 and _is_symbol(t.shape[0])) for name, t in outputs.items()],
+        [_value(name, t.dtype, t.shape, t.dim() > 0 and _is_symbol(t.shape[0])) for name, t in traced.outputs.items()],
     )
-
-
-def _trace(
-    function: TensorFunction, named: Mapping[str, Tensor], batched: Sequence[str]
-) -> tuple[fx.GraphModule, dict[str, Tensor]]:
-    shapes = ShapeEnv()
-    mode = FakeTensorMode(shape_env=shapes, allow_non_fake_inputs=True)
-    fakes, batch = [], None
-    for name, tensor in named.items():
-        sizes = [DimDynamic.STATIC] * tensor.dim()
-        if name in batched:
-            sizes[0] = DimDynamic.DYNAMIC
-            tensor = tensor[:1].repeat(_TRACED_BATCH, *[1] * (tensor.dim() - 1))
-        fake = mode.from_tensor(tensor.detach(), symbolic_context=StatelessSymbolicContext(dynamic_sizes=sizes))
-        if name in batched:
-            batch = fake.shape[0] if batch is None else batch
-            torch._check(fake.shape[0] == batch)  # noqa: SLF001  x and y have one batch size, not one each
-        fakes.append(fake)
-    outputs: dict[str, Tensor] = {}
-
-    def flat(*tensors: Tensor) -> list[Tensor]:
-        outputs.update(function(dict(zip(named, tensors, strict=True))))
-        return list(outputs.values())
-
-    # Without the python dispatcher some decompositions would bake the traced batch size in, silently.
-    with mode, enable_python_dispatcher():
-        traced = make_fx(flat, decomposition_table=decompositions())(*fakes)
-    traced.graph.eliminate_dead_code()
-    return traced, outputs
 
 
 def _is_symbol(size: int | torch.SymInt) -> bool:

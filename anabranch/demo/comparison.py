@@ -16,7 +16,7 @@ from threading import Event
 
 import numpy as np
 
-from anabranch.fan_vibration import load_all, load_fan
+from anabranch.datasets.fan_vibration import load_all, load_fan
 from broker_aggregator.export import int8_model
 from edge_agent.sources import Dataset, Examples
 from edge_agent.trainer import OnnxTrainer, WorkOrder, open_session, run
@@ -80,9 +80,8 @@ def train_alike(
     epochs = -(-steps * plan.batch_size // len(examples)) + 1  # enough; `steps` is what ends it
     order = WorkOrder(plan.batch_size, epochs, steps, hyper)
     dataset = Dataset(examples, examples[:0], examples.x[-1:])
-    personal = np.zeros(sum(e.size for e in bundle.layout.with_role("personal")), np.float32)
     rng = np.random.default_rng(seed)
-    trained = OnnxTrainer(bundle).train(bundle.initial, dataset, order, personal, rng, should_pause)
+    trained = OnnxTrainer(bundle).train(bundle.initial, dataset, order, bundle.personal, rng, should_pause)
     return np.concatenate([trained.parameters, trained.statistics])
 
 

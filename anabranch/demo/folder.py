@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from anabranch.datasets.fan_vibration import SPEEDS, load_all, write_training_folder
 from anabranch.demo.broker import HOST, Broker
 from anabranch.demo.story import Cast
-from anabranch.fan_vibration import SPEEDS, load_all, write_training_folder
 from broker_aggregator.config import GatewayConfig, GatewaySection
 from broker_aggregator.config import load_config as load_gateway
 from edge_agent.config import load_config as load_agent

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from anabranch.datasets.fan_vibration import SPEEDS
 from anabranch.demo.comparison import Comparison, compare_live, compare_quick
 from anabranch.demo.fleet import Fleet
 from anabranch.demo.folder import VERSIONS, Folder, choose_speeds, device_of, read_bundle
@@ -15,7 +16,6 @@ from anabranch.demo.processes import Processes
 from anabranch.demo.screen import Scene, Screen
 from anabranch.demo.story import Story, draw_cast
 from anabranch.demo.summary import watch_commands
-from anabranch.fan_vibration import SPEEDS
 from fl_protocol.bundle import Bundle
 from fl_protocol.errors import ConfigError
 

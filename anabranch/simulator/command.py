@@ -125,6 +125,9 @@ def _numbers(text: str | None) -> tuple[int, ...] | None:
 
 def _line(summary: RunSummary) -> str:
     value = "not measured" if summary.value is None else f"{summary.metric} {summary.value:.4f}"
+    if (best := summary.test_best) is not None:
+        int8 = "" if best.int8 is None else f", int8 {best.int8:.4f}"
+        value += f"; best {summary.best:.4f} at version {best.version}: {best.value:.4f} on test{int8}"
     rate = summary.events / max(1e-9, summary.wall_s)
     return (
         f"seed {summary.seed}: {value}, {summary.versions} versions, {summary.counted} updates counted, "

@@ -17,6 +17,7 @@ from rich.table import Table
 
 from anabranch.simulator.plots import SIZES, TIMES, by_experiment, plot_accuracy, scale
 from anabranch.simulator.results import RELEASES, RUN, Run, read_run
+from fl_protocol.better import reaches
 from fl_protocol.errors import ConfigError
 
 FIGURE = "comparison.png"
@@ -59,7 +60,8 @@ class Estimate:
 class ExperimentRow:
     """One experiment over its seeds.
 
-    `value` is the metric, the mean of each run's last measured releases. `seconds_to_target` are virtual, the mean over
+    `value` is the metric, the mean of each run's last measured releases; `test` and `test_int8` are the test set's, of
+    the versions that validation chose (None: of none). `seconds_to_target` are virtual, the mean over
     the `reached` runs that came to the target at all. `stale_share` of all updates with a final verdict, pooled over
     seeds, like `times_smaller`: the bytes of updates as float32 by the bytes that they were. `failing` are the commands
     that replay runs with violations.
@@ -80,6 +82,8 @@ class ExperimentRow:
     times_smaller: float | None
     violations: int
     failing: tuple[str, ...]
+    test: Estimate | None = None
+    test_int8: Estimate | None = None
 
 
 def t_975(degrees: int) -> float:
@@ -108,7 +112,8 @@ def seconds_to_target(run: Run) -> float | None:
     target = run.summary.target
     if target is None:
         return None
-    return next((row.t_s for row in run.releases if row.value is not None and row.value >= target), None)
+    better = run.summary.better
+    return next((row.t_s for row in run.releases if row.value is not None and reaches(row.value, target, better)), None)
 
 
 def distinct(runs: Iterable[Run]) -> list[Run]:
@@ -159,6 +164,8 @@ def _row(name: str, runs: Sequence[Run]) -> ExperimentRow:
         times_smaller=float32 / small if small else None,
         violations=sum(len(s.violations) for s in of),
         failing=tuple(s.command for s in of if not s.ok),
+        test=estimate([s.test_best.value for s in of if s.test_best]),
+        test_int8=estimate([s.test_best.int8 for s in of if s.test_best and s.test_best.int8 is not None]),
     )
 
 
@@ -181,14 +188,28 @@ def compare_table(runs: Iterable[Run]) -> Table:
     title = "Means over seeds, ± half of a 95 % interval"
     table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("experiment", overflow="fold")
-    names = ("seeds", metric, "to target", "versions", "accepted", "stale", "staleness", "bytes up", "of float32")
+    judged = any(row.test for row in rows)
+    tests = ("on test", "its int8") if judged else ()
+    names = (
+        "seeds",
+        metric,
+        *tests,
+        "to target",
+        "versions",
+        "accepted",
+        "stale",
+        "staleness",
+        "bytes up",
+        "of float32",
+    )
     for name in (*names, "violations"):
         table.add_column(name, justify="right", overflow="fold")  # narrow terminals break a figure, but hide none
     for row in rows:
         table.add_row(
             escape(row.experiment),
             str(len(row.seeds)),
-            "not measured" if row.value is None else _metric(row),
+            _metric(row, row.value),
+            *((_metric(row, row.test), _metric(row, row.test_int8)) if judged else ()),
             _to_target(row),
             f"{row.versions.mean:,.0f}",
             f"{row.accepted.mean:,.0f}",
@@ -201,12 +222,13 @@ def compare_table(runs: Iterable[Run]) -> Table:
     return table
 
 
-def _metric(row: ExperimentRow) -> str:
-    assert row.value is not None
+def _metric(row: ExperimentRow, value: Estimate | None) -> str:
+    if value is None:
+        return "not measured"
     share = row.metric == "accuracy"
-    spread = row.value.half_width
-    mean = f"{100 * row.value.mean:.2f} %" if share else f"{row.value.mean:.4g}"
-    missing = "" if row.value.n == len(row.seeds) else f" ({row.value.n} measured)"
+    spread = value.half_width
+    mean = f"{100 * value.mean:.2f} %" if share else f"{value.mean:.4g}"
+    missing = "" if value.n == len(row.seeds) else f" ({value.n} measured)"
     if spread is None:
         return mean + missing
     return f"{mean} ± {100 * spread:.2f}{missing}" if share else f"{mean} ± {spread:.2g}{missing}"

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from anabranch import fan_vibration, har
+from anabranch import datasets
+from anabranch.datasets import LOADERS
 from anabranch.simulator.experiment import DataSection, Experiment
 from edge_agent.sources import Dataset, Examples
 from fl_protocol.bundle import Bundle
@@ -67,6 +68,11 @@ def load_shares(experiment: Experiment, bundle: Bundle, seed: int) -> Shares:
         shares = [(names[i], *clients[i]) for i in chosen]
     else:
         whole = Examples.concatenate([train for train, _ in clients])
+        if whole.y.dtype.kind == "f":
+            raise ConfigError(
+                f"data.split = 'dirichlet', but {data.source} has numbers to predict, no classes to spread",
+                "data.split = 'client'",
+            )
         empty = whole[:0]
         parts = dirichlet(whole.y, wanted, data.alpha, np.random.default_rng([seed, 3]))
         shares = [(device_name(i, wanted), whole[rows], empty) for i, rows in enumerate(parts)]
@@ -120,23 +126,18 @@ _Clients = tuple[Sequence[str], Sequence[tuple[Examples, Examples]], Examples]
 
 def _clients(data: DataSection) -> _Clients:
     """Names, (to train on, the device's own held-out) of each client, and what the gateway measures with."""
-    test = data.measured_on == "test"
-    if data.source == "fan_vibration":
-        splits = [fan_vibration.load_fan(speed) for speed in fan_vibration.SPEEDS]
-        whole = fan_vibration.load_all()
-        names = [f"fan-{speed}" for speed in fan_vibration.SPEEDS]
-        held_out = Examples(*(whole.test if test else whole.validation))
-        return names, [(Examples(*s.train), Examples(*s.validation)) for s in splits], held_out
-    if data.source == "har":
-        # Who measures on the test set needs no validators: then they train too, 21 people in all.
-        chosen = sorted((*har.PEOPLE, *har.VALIDATORS)) if test else har.PEOPLE
-        people = [Examples(*har.load_person(person)) for person in chosen]
-        names = [f"person-{person}" for person in chosen]
-        held_out = Examples(*(har.load_test() if test else har.load_validation()))
-        return names, [(x, x[:0]) for x in people], held_out
     if data.source.endswith(".npz"):
         return _from_npz(data, Path(data.source))
-    raise ConfigError(f"data.source = {data.source!r}", "fan_vibration, har, stand-in, or the path of an .npz")
+    if data.source not in LOADERS:
+        known = ", ".join(LOADERS)
+        raise ConfigError(f"data.source = {data.source!r}", f"stand-in, the path of an .npz, or one of: {known}")
+    federation = datasets.load(data.source)
+    test = data.measured_on == "test"
+    # Who measures on the test set needs no validators: then they train too.
+    chosen = federation.everyone if test else federation.clients
+    held_out = federation.test if test else federation.validation
+    clients = [(Examples(*client.train), Examples(*client.validation)) for client in chosen]
+    return [client.name for client in chosen], clients, Examples(*held_out)
 
 
 def _from_npz(data: DataSection, path: Path) -> _Clients:

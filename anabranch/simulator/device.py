@@ -82,7 +82,7 @@ class HeldExamples:
 class _NoPredictor:
     """What a version says of an example is not simulated; that the agent asks, and tells, is."""
 
-    def __init__(self, _bundle: Bundle, _version: Vector) -> None:
+    def __init__(self, _bundle: Bundle, _version: Vector, _personal: Vector) -> None:
         pass
 
     def predict(self, _x: object) -> Guess:

@@ -28,7 +28,7 @@ Deed = Literal[
 
 @dataclass(frozen=True, kw_only=True)
 class DataSection:
-    """What the devices learn from: a `source` (fan_vibration, har, stand-in, or a path of an .npz), split over them.
+    """What the devices learn from: a `source` (one of anabranch.datasets, stand-in, or an .npz), split over them.
 
     Split by `client`: each of the source's own clients is a device. By `dirichlet`: each class is spread over the
     devices by a draw of Dirichlet(alpha). An .npz has the arrays named here; `client` one id an example; `test` marks
@@ -207,7 +207,7 @@ class StopSection:
 
     versions: Count = 0
     updates: Annotated[int, Meta(ge=0)] = 0
-    value: Share = 0.0
+    value: NotNegative = 0.0
     hours: Positive = 24.0
 
 
@@ -227,7 +227,7 @@ class Experiment:
     seeds: tuple[Count, ...] = (0,)
     bundle: str = "stand_in"  # of those that ship, or a path
     plan: dict[str, Any] = field(default_factory=dict)
-    target: Share | None = None  # a value of the metric that the comparison asks for the time of
+    target: NotNegative | None = None  # a value of the metric that the comparison asks for the time of
     data: DataSection = field(default_factory=DataSection)
     fleet: FleetSection = field(default_factory=FleetSection)
     availability: AvailabilitySection = field(default_factory=AvailabilitySection)

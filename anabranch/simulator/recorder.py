@@ -5,10 +5,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from anabranch.simulator.results import DeviceRow, LedgerRow, ReleaseRow, RunSummary
+from anabranch.simulator.results import NO_FINALS, DeviceRow, Finals, LedgerRow, ReleaseRow, RunSummary
 from broker_aggregator import events as g
 from broker_aggregator.reading import replay
 from broker_aggregator.task import FLOAT32
+from fl_protocol.better import improves
 
 if TYPE_CHECKING:
     from anabranch.simulator.twin import Twin
@@ -27,12 +28,15 @@ class Recorder:
         self.counted = self.quarantined = 0
         self.value: float | None = None
         self.loss: float | None = None
+        self.best: g.Release | None = None  # of those that were measured
+        self.best_value: float | None = None
         self.finished = ""
         self.started_at: float | None = None
         self.calm_s: float | None = None
         self._staleness = 0
         self._unmeasured: dict[int, ReleaseRow] = {}
         self._sha256 = ""
+        self._reports: dict[str, tuple[float, float]] = {}  # each device's last (value, examples)
 
     def watch(self, twin: "Twin") -> None:
         """Record this run."""
@@ -50,6 +54,8 @@ class Recorder:
                     self._release(release)
                 case g.SaveEvaluation(_, version, loss, value):
                     self.value, self.loss = value, loss
+                    if improves(value, self.best_value, self._twin.bundle.better):
+                        self.best, self.best_value = self._twin.store.release(self._twin.task, version), value
                     self._measured(version, value, loss)
                 case g.Quarantine(used):
                     self.quarantined += len(used)
@@ -59,6 +65,8 @@ class Recorder:
                     self.finished = f"{plan.state}: {saved.why}" if plan.state in ENDED else ""
                 case g.RecordUpdate(update, verdict):
                     trace.line("gateway", f"records {update.device} {update.seq} {verdict.verdict}")
+                    if "value" in (said := update.metrics):
+                        self._reports[update.device] = said["value"], said.get("validation_examples", 1.0)
                 case _:
                     pass
 
@@ -96,6 +104,12 @@ class Recorder:
         """Whether every release has its value, or nothing."""
         return "" if self._unmeasured else "all versions are measured"
 
+    @property
+    def reported(self) -> float | None:
+        """The metric by the devices' own word; see `RunSummary`."""
+        examples = sum(n for _, n in self._reports.values())
+        return sum(value * n for value, n in self._reports.values()) / examples if examples > 0 else None
+
     # --- at the end ---
 
     def close(self) -> None:
@@ -103,8 +117,8 @@ class Recorder:
         for version in sorted(self._unmeasured):
             self._say(self._unmeasured.pop(version))
 
-    def summary(self, command: str, wall_s: float) -> RunSummary:
-        """The run in figures."""
+    def summary(self, command: str, wall_s: float, finals: Finals = NO_FINALS) -> RunSummary:
+        """The run in figures, with what was measured of it since."""
         twin = self._twin
         ledger = list(twin.store.rows())
         measured = [row.value for row in self.rows if row.value is not None]
@@ -130,7 +144,7 @@ class Recorder:
             update_bytes_float32=len(ledger) * values * FLOAT32,
             value=measured[-1] if measured else None,
             value_mean5=sum(measured[-LAST:]) / len(measured[-LAST:]) if measured else None,
-            best=max(measured, default=None),
+            best=self.best_value,
             loss=self.loss,
             staleness_mean=self._staleness / max(1, self.counted),
             parameters_sha256=self._sha256,
@@ -140,6 +154,11 @@ class Recorder:
             checks=dict(sorted(twin.checker.checks.items())),
             replayed=replayed,
             calm_s=self.calm_s,
+            better=twin.bundle.better,
+            best_version=self.best.version if self.best else None,
+            test_best=finals.best,
+            test_last=finals.last,
+            reported=self.reported,
         )
 
     def _replayed(self) -> tuple[int, int]:

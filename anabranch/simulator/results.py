@@ -5,9 +5,11 @@
     devices.jsonl     one `DeviceRow` a device
     ledger.jsonl      one `LedgerRow` an update that the gateway recorded
     experiment.toml   the experiment, as its file said
+    best/             after real training: the best version as `export_version` writes it, and `version.f32`
 
 These files are read by later programs: fields may be added with a default, but are never removed and never change
-their meaning. Metrics are as the gateway judges them: larger is better. What is not finite is written as null.
+their meaning. Metrics are as the gateway judges them; `better` says which end of theirs is. What is not finite is
+written as null.
 """
 
 import os
@@ -19,6 +21,7 @@ from typing import Any, Self, TypeVar
 
 import msgspec
 
+from fl_protocol.bundle import Better
 from fl_protocol.durable import write_durably
 from fl_protocol.errors import ConfigError
 
@@ -29,16 +32,41 @@ Row = TypeVar("Row")
 
 
 @dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """A version on the test set, measured once, after the run: `value` with its fake-quantized network, and `int8`.
+
+    `int8` is the metric of the int8 model that people get; None where the metric cannot be told from outputs alone.
+    """
+
+    version: int
+    value: float
+    int8: float | None = None
+
+
+@dataclass(frozen=True)
+class Finals:
+    """The version that validation chose, and the last one, on the test set; None: not measured."""
+
+    best: Measurement | None = None
+    last: Measurement | None = None
+
+
+NO_FINALS = Finals()
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunSummary:
     """One experiment with one seed, in figures.
 
-    `command` replays it; `stopped` says why it ended. `value` is the metric of the last release, `value_mean5` the
-    mean of the last five that were measured, `loss` the last release's; None where nothing was. Bytes up and down are
-    counted at the devices' sockets; `update_bytes` are those of updates with their topics, `update_bytes_float32` of
-    the same updates as plain float32 with nothing around them. `verdicts` counts updates by verdict, `checks` how often
-    each invariant was checked; `replayed` are the releases made again bit for bit, and of how many. `calm_s` is how
-    long after its storm the fleet was at work again. Times are in seconds: `virtual_s` of the fleet's clock, `wall_s`
-    of ours.
+    `command` replays it; `stopped` says why it ended. `value` is the metric of the last release, `value_mean5` the mean
+    of the last five that were measured, `loss` the last release's; None where nothing was. `best` is the best value, of
+    `best_version`; `test_best` is that version on the test set, and None unless validation chose it; `test_last` the
+    last version there. `reported` is the metric by the devices' own word: what each last said of a version on its own
+    held-out examples, with its personal entries, weighted by examples. Bytes up and down are counted at the devices'
+    sockets; `update_bytes` are those of updates with their topics, `update_bytes_float32` of the same updates as plain
+    float32 with nothing around them. `verdicts` counts updates by verdict, `checks` how often each invariant was
+    checked; `replayed` are the releases made again bit for bit, and of how many. `calm_s` is how long after its storm
+    the fleet was at work again. Times are in seconds: `virtual_s` of the fleet's clock, `wall_s` of ours.
     """
 
     experiment: str
@@ -70,6 +98,11 @@ class RunSummary:
     checks: dict[str, int] = field(default_factory=dict)
     replayed: tuple[int, int] = (0, 0)
     calm_s: float | None = None
+    better: Better = "higher"
+    best_version: int | None = None
+    test_best: Measurement | None = None
+    test_last: Measurement | None = None
+    reported: float | None = None
 
     @property
     def ok(self) -> bool:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from anabranch.simulator.cache import ResultCache
 from anabranch.simulator.experiment import Experiment, load_experiment
+from anabranch.simulator.finals import keep_best, measure_finals
 from anabranch.simulator.plots import plot_accuracy
 from anabranch.simulator.recorder import Recorder
 from anabranch.simulator.results import ReleaseRow, ResultsWriter, RunSummary
@@ -21,7 +22,7 @@ from fl_protocol.errors import ConfigError
 
 LOOK_S = 1.0  # between two lines of progress
 MOST_SEEDS = 1_000_000
-TRACE, PLOT = "trace.txt", "accuracy.png"
+TRACE, PLOT, BEST = "trace.txt", "accuracy.png", "best"
 
 Progress = Callable[[str], None]
 
@@ -70,11 +71,13 @@ def run_job(job: Job, progress: Progress = lambda _: None) -> RunSummary:
         twin = Twin(experiment, job.seed, text=text, only=job.only, recorder=recorder, cache=cache)
         twin.run(_Looker(experiment, progress))
         recorder.close()
-        summary = recorder.summary(job.command, time.monotonic() - started)
+        summary = recorder.summary(job.command, time.monotonic() - started, measure_finals(twin))
         if writer is not None and job.folder is not None:
             run = writer.finish(summary, recorder.devices(), recorder.ledger())
             if run.releases:
                 plot_accuracy([run], job.folder / PLOT)
+            if experiment.training.real and run.releases:
+                keep_best(twin, job.folder / BEST)
     return summary
 
 

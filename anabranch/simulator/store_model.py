@@ -222,6 +222,7 @@ class MemoryStore(Journal[e.Durable]):
             measured=[(row.value, row.loss) for row in versions if row.value is not None],
             verdicts=[(verdict, numbers[verdict], num_bytes[verdict]) for verdict in numbers],
             norms=list(norms),
+            better=saved.better,
         )
 
     def plan(self, task: str, revision: int | None = None) -> Plan:

@@ -27,6 +27,7 @@ from anabranch.simulator.world import World
 from broker_aggregator.config import GatewayConfig
 from broker_aggregator.config import GatewaySection as GatewaySettings
 from edge_agent.agent import AgentSettings
+from fl_protocol.better import reaches
 from fl_protocol.bundle import Bundle
 from fl_protocol.durable import write_durably
 from fl_protocol.errors import ConfigError
@@ -258,7 +259,7 @@ class Twin:
             return recorder.finished
         if stop.updates and recorder.counted >= stop.updates:
             return f"{recorder.counted} updates are counted"
-        if stop.value and recorder.value is not None and recorder.value >= stop.value:
+        if stop.value and recorder.value is not None and reaches(recorder.value, stop.value, self.bundle.better):
             return f"the metric reached {recorder.value:.4f}"
         return ""
 

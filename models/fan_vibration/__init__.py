@@ -2,14 +2,14 @@
 
 import torch
 
-from anabranch.fan_vibration import CLASSES, LICENCE, load_all
+from anabranch.datasets.fan_vibration import CLASSES, LICENCE, load_all
 from models.fan_vibration.model import Config, FanVibration
-from models.spec import Examples, Input, ModelSpec
+from models.optimizers import Sgd
+from models.spec import Input, ModelSpec, Splits
 
 
-def _examples() -> tuple[Examples, Examples]:
-    fans = load_all()
-    return fans.train, fans.test
+def _examples() -> Splits:
+    return Splits(*load_all())
 
 
 SPEC = ModelSpec(
@@ -20,6 +20,6 @@ SPEC = ModelSpec(
     x=Input((Config.window, 3), torch.float32),
     labels=CLASSES,
     examples=_examples,
-    hyper={"learning_rate": 0.03, "momentum": 0.9, "weight_decay": 1e-3},
+    optimizer=Sgd(learning_rate=0.03, momentum=0.9, weight_decay=1e-3),
     batch_size=32,
 )

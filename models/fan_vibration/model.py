@@ -44,18 +44,26 @@ class FanVibration(nn.Module):
         return logits  # (B, classes)
 
     def spectrum(self, x: Tensor) -> Tensor:
-        """Log power in bins of 1 Hz, normalised, (B, axes * bins)."""
-        c = self.config
-        bins, hop = c.segment // 2, c.segment // 2
-        halves = x.transpose(1, 2).reshape(-1, c.window // hop, hop)  # (B * axes, window / hop, hop)
-        segments = torch.cat([halves[:, :-1], halves[:, 1:]], 2)  # each overlaps half of the next
-        waves = segments.reshape(-1, c.segment) @ self.filters  # (B * axes * segments, 2 * bins)
-        power = waves.square().reshape(-1, c.window // hop - 1, 2 * bins).mean(1)  # Welch: the mean of periodograms
-        power = power[:, :bins] + power[:, bins:]  # cosine and sine
-        log_power = torch.log(power + c.power_floor).reshape(-1, c.axes, bins)
-        level = log_power.mean(2, keepdim=True)  # (B, axes, 1)
-        shape = log_power - level
-        return torch.cat([shape, (level - c.level_middle) / c.level_spread], 2).flatten(1)
+        """Log power in bins of 1 Hz, normalised, (B, axes * (bins + 1))."""
+        return log_spectrum(x, self.filters, self.config)
+
+
+def log_spectrum(x: Tensor, filters: Tensor, config: Config) -> Tensor:
+    """Of each axis the log power in each bin less its mean, then that mean, normalised: (B, axes * (bins + 1)).
+
+    `x` is raw acceleration in g, (B, window, axes); `filters` are `welch_filters(config.segment)`.
+    """
+    c = config
+    bins, hop = c.segment // 2, c.segment // 2
+    halves = x.transpose(1, 2).reshape(-1, c.window // hop, hop)  # (B * axes, window / hop, hop)
+    segments = torch.cat([halves[:, :-1], halves[:, 1:]], 2)  # each overlaps half of the next
+    waves = segments.reshape(-1, c.segment) @ filters  # (B * axes * segments, 2 * bins)
+    power = waves.square().reshape(-1, c.window // hop - 1, 2 * bins).mean(1)  # Welch: the mean of periodograms
+    power = power[:, :bins] + power[:, bins:]  # cosine and sine
+    log_power = torch.log(power + c.power_floor).reshape(-1, c.axes, bins)
+    level = log_power.mean(2, keepdim=True)  # (B, axes, 1)
+    shape = log_power - level
+    return torch.cat([shape, (level - c.level_middle) / c.level_spread], 2).flatten(1)
 
 
 def welch_filters(segment: int) -> Tensor:

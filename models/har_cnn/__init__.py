@@ -2,13 +2,14 @@
 
 import torch
 
-from anabranch.har import CHANNELS, CLASSES, LICENCE, WINDOW, load_test, load_training
+from anabranch.datasets.har import CHANNELS, CLASSES, LICENCE, WINDOW, load_test, load_training, load_validation
 from models.har_cnn.model import Config, HarCnn
-from models.spec import Examples, Input, ModelSpec
+from models.optimizers import Sgd
+from models.spec import Input, ModelSpec, Splits
 
 
-def _examples() -> tuple[Examples, Examples]:
-    return load_training(), load_test()
+def _examples() -> Splits:
+    return Splits(load_training(), load_validation(), load_test())
 
 
 SPEC = ModelSpec(
@@ -19,6 +20,6 @@ SPEC = ModelSpec(
     x=Input((WINDOW, len(CHANNELS)), torch.float32),
     labels=CLASSES,
     examples=_examples,
-    hyper={"learning_rate": 0.03, "momentum": 0.9, "weight_decay": 1e-3},
+    optimizer=Sgd(learning_rate=0.03, momentum=0.9, weight_decay=1e-3),
     batch_size=32,
 )

@@ -7,9 +7,9 @@ from importlib.resources import files
 import numpy as np
 import pytest
 
+from anabranch.datasets.fan_vibration import SPEEDS, load_fan
 from anabranch.demo import comparison
 from anabranch.demo.comparison import BASELINES, Judge, compare_live, compare_quick, train_alike
-from anabranch.fan_vibration import SPEEDS, load_fan
 from broker_aggregator.export import float_model
 from edge_agent.sources import Examples
 from fl_protocol.bundle import Bundle

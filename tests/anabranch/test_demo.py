@@ -11,7 +11,7 @@ from pathlib import Path
 import onnxruntime
 import pytest
 
-from anabranch.fan_vibration import load_fan
+from anabranch.datasets.fan_vibration import load_fan
 from tests.support.waiting import wait_until
 
 DEMO = [sys.executable, "-m", "anabranch", "demo"]

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from anabranch.datasets.fan_vibration import SPEEDS, load_fan
 from anabranch.demo.broker import Broker
 from anabranch.demo.folder import (
     Folder,
@@ -20,7 +21,6 @@ from anabranch.demo.folder import (
     write_task,
 )
 from anabranch.demo.story import Cast
-from anabranch.fan_vibration import SPEEDS, load_fan
 from broker_aggregator.config import load_task
 from edge_agent.config import load_config
 from edge_agent.sources import InputSpec

@@ -344,17 +344,20 @@ def test_a_task_ends_after_its_versions():
 
 
 @pytest.mark.parametrize(
-    ("stop", "values", "why"),
+    ("better", "stop", "values", "why"),
     [
-        ({"metric": "0.9"}, [0.5, 0.91], "accuracy 0.9100 reached 0.9"),
-        ({"plateau": 2}, [0.5, 0.6, 0.6, 0.59], "no better accuracy in 2 releases"),
+        ("higher", {"metric": "0.9"}, [0.5, 0.91], "accuracy 0.9100 reached 0.9"),
+        ("higher", {"plateau": 2}, [0.5, 0.6, 0.6, 0.59], "no better accuracy in 2 releases"),
+        ("lower", {"metric": "0.3"}, [0.9, 0.31, 0.29], "accuracy 0.2900 reached 0.3"),
+        ("lower", {"plateau": 2}, [0.6, 0.5, 0.5, 0.7], "no better accuracy in 2 releases"),
     ],
 )
-def test_a_task_ends_by_what_the_held_out_set_says(stop, values, why):
-    """A target reached, or no progress for so many releases."""
+def test_a_task_ends_by_what_the_held_out_set_says(better, stop, values, why):
+    """A target reached, or no progress for so many releases; the bundle says whether higher or lower is progress."""
     g = Gateway().add(*FANS)
     plan = {"buffer": 1, "stop": stop}
-    g.ask("task-create", tiny_bundle(), task="fan", plan=plan, evaluation="/held/out.npz")
+    bundle = replace(tiny_bundle(), better=better)
+    g.ask("task-create", bundle, task="fan", plan=plan, evaluation="/held/out.npz")
     g.ask("task-start", task="fan")
     for seq, value in enumerate(values):
         assert g.task.plan.state == "running"

@@ -5,11 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from anabranch.fan_vibration import load_all
+from anabranch.datasets.fan_vibration import load_all
 from broker_aggregator.evaluation import Evaluator, Examples, open_session
 from broker_aggregator.export import float_model, int8_model
 from fl_protocol.bundle import Bundle
 from fl_protocol.errors import ConfigError
+from tests.edge_agent.small import HEAD, read_small
 
 BUNDLE = Bundle.read((Path(__file__).parents[2] / "anabranch" / "data" / "fan_vibration.bundle").read_bytes())
 X, Y = load_all((20, 60)).validation
@@ -29,6 +30,13 @@ def test_a_version_is_measured_as_a_device_would(tmp_path):
     assert abs((logits.argmax(1) == Y).mean() - accuracy) <= 0.05
     (floats,) = open_session(float_model(BUNDLE, BUNDLE.initial)).run(["logits"], {"x": X})
     assert floats.shape == (len(X), 3)
+
+
+def test_personal_entries_are_measured_where_the_bundle_starts_them(tmp_path):
+    """The gateway is no device: it has no values of its own. logits = x @ w.T + head, their largest counted."""
+    bundle = read_small()
+    examples = Examples(write(tmp_path / "e.npz", x=np.zeros((4, 2), np.float32), y=np.zeros(4, np.int64)), bundle)
+    assert Evaluator(bundle, examples).measure(bundle.initial) == (HEAD.sum(), HEAD.max() / 4)
 
 
 @pytest.mark.parametrize(

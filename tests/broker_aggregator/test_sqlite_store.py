@@ -49,6 +49,24 @@ def test_files_that_are_no_store(tmp_path):
         SqliteStore(tmp_path / "s")
 
 
+def test_a_store_of_an_older_schema_is_brought_up(tmp_path):
+    """What a gateway of schema 1 left goes on; a higher metric was the better one for all of its tasks."""
+    path = tmp_path / "store"
+    store = SqliteStore(path)
+    g = started(store)
+    feed(g, store, np.random.default_rng(7), 9)
+    before = status(store)
+    store.close()
+    with sqlite3.connect(path) as db:
+        db.execute("ALTER TABLE task DROP COLUMN better")
+        db.execute("PRAGMA user_version = 1")
+    again = SqliteStore(path)
+    assert status(again) == before
+    assert again.load(0.0).tasks["fan"].measured.better == "higher"
+    again.close()
+    StoreReader(path).close()
+
+
 WRITER = """
 import sys
 from pathlib import Path

@@ -52,13 +52,13 @@ def test_a_run_that_breaks_by_itself_needs_no_fault(schedule: list[int]) -> None
 
 
 def test_a_planted_bug_needs_few_of_its_storms_faults() -> None:
-    """A repeat that is counted as new: of a whole storm one fault is left, which makes a device send again."""
+    """A repeat that is counted as new: of a whole storm few faults are left, which make a device send again."""
     mutant = next(mutant for mutant in MUTANTS if mutant.plant is repeat_counted_as_new)
     seed = next(seed for seed in range(100) if found(mutant, seed))
     faults = [fault.number for fault in Twin(mutant.storm, seed).faults.schedule]
     small = shrink(faults, lambda only: found(mutant, seed, only))
     assert len(faults) >= 6
-    assert len(small) == 1
+    assert 1 <= len(small) <= 3
     assert found(mutant, seed, small)
     assert not found(mutant, seed, ())
     assert violations(mutant.storm, seed, only=small) == [], "without the planted bug"

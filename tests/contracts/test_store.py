@@ -110,6 +110,20 @@ def test_a_restart_remembers_nothing_of_the_model_before(store):
     assert (again.measured.best, again.made) == (None, 3)
 
 
+def test_a_restart_knows_which_end_of_the_metric_is_better(store):
+    """An error of 0.2 is better than one of 0.5, also for the gateway that comes after."""
+    g = Gateway().add(*FANS)
+    g.ask("task-create", replace(tiny_bundle(), better="lower"), task="fan", plan={"buffer": 1})
+    g.ask("task-start", task="fan")
+    keep(store, [*(SaveDevice(fan, key_of(fan).public) for fan in FANS), *g.effects])
+    feed(g, store, np.random.default_rng(8), 3)
+    for version, value in ((1, 0.5), (2, 0.2), (3, 0.4)):
+        keep(store, list(g.coordinator.handle(Evaluated("fan", version, 0.1, value), g.now)))
+    again = reloaded(store).tasks["fan"]
+    assert again.measured == g.task.measured
+    assert (again.measured.best, again.measured.since_best, again.measured.better) == (0.2, 1, "lower")
+
+
 def test_every_release_is_made_again_bit_for_bit(store):
     """From its predecessor and its updates, as the store holds them."""
     g = started(store)

@@ -1,10 +1,6 @@
 """docs/quickstart.md does what it says: its files are written, its commands run, in their order."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -14,13 +10,12 @@ from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from fl_protocol.topics import parse
-from tests.docs.pages import DOCS, ROOT, Block, blocks, codes, tables
-from tests.support.mosquitto import accepts, free_port
+from tests.docs.pages import DOCS, blocks, codes, tables
+from tests.support.mosquitto import accepts
+from tests.support.reader import Reader
 from tests.support.waiting import wait_until
 
 PAGE = DOCS / "quickstart.md"
-PORT = "1884"  # on the page
-PROGRAMS = {"edge-agent": "edge_agent", "broker-aggregator": "broker_aggregator"}
 
 
 class Listener:
@@ -40,48 +35,6 @@ class Listener:
     def leave(self) -> None:
         self._client.disconnect()
         self._client.loop_stop()
-
-
-class Reader:
-    """Someone who follows the page in a folder of their own; all that they started ends with the test."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.port = folder, str(free_port())
-        commands = folder.parent / "bin"
-        commands.mkdir()
-        for name, package in PROGRAMS.items():  # as installed; the tests may run from a checkout that is not
-            (commands / name).write_text(f'#!/bin/sh\nexec {sys.executable} -m {package} "$@"\n')
-            (commands / name).chmod(0o755)
-        path = [str(commands), str(Path(sys.executable).parent), os.environ["PATH"], "/usr/sbin"]
-        self.environment = {**os.environ, "PATH": ":".join(path), "PYTHONPATH": str(ROOT), "COLUMNS": "120"}
-        # The group that every command joins; it ends when we close its input.
-        self.leader = subprocess.Popen(["cat"], stdin=subprocess.PIPE, process_group=0)
-
-    def follow(self, block: Block) -> str:
-        """Write the block's file or run its commands; what they print."""
-        body = block.body.replace(PORT, self.port)
-        if block.file:
-            (self.folder / block.file).write_text(body)
-        if not block.runs:
-            return ""
-        return self.run(body)
-
-    def run(self, commands: str) -> str:
-        done = subprocess.run(
-            ["bash", "-euo", "pipefail", "-c", commands],
-            cwd=self.folder,
-            env=self.environment,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            process_group=self.leader.pid,
-        )
-        assert done.returncode == 0, f"{commands}\n{done.stdout}\n{done.stderr}"
-        return done.stdout
-
-    def leave(self) -> None:
-        os.killpg(self.leader.pid, signal.SIGKILL)
-        self.leader.wait()
 
 
 @pytest.fixture

@@ -52,7 +52,7 @@ def test_the_deeds_are_those_of_the_code() -> None:
     assert sorted(deed for name, _ in rows("deed") for deed in codes(name)) == sorted(ALL_DEEDS)
 
 
-LIBRARY = sorted((ROOT / "benchmarks" / "experiments").glob("*.toml"))
+LIBRARY = sorted((ROOT / "benchmarks" / "experiments").rglob("*.toml"))
 
 
 @pytest.mark.parametrize("path", LIBRARY, ids=lambda path: path.stem)

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
@@ -54,6 +55,7 @@ class ScriptedGateway:
     devices: dict[str, str]  # id -> public key
     judge: Judge = accept
     codec: dict[str, str] = field(default_factory=lambda: {"name": "uq", "step": "1.0"})
+    plan_fields: dict[str, Any] = field(default_factory=dict)
     max_versions: int = 1000
     now: float = 0.0
 
@@ -93,6 +95,7 @@ class ScriptedGateway:
             bundle_size=len(self.bundle_bytes),
             fingerprint=self.bundle.layout.fingerprint,
             codec=self.codec,
+            **self.plan_fields,
         )
         self._say(Kind.PLAN, plan, retain=True)
         for device in self.devices:

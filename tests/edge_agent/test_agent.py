@@ -340,7 +340,7 @@ def test_a_failed_training_is_tried_again_after_a_while() -> None:
     waits = []
     for _ in range(3):
         effects = rig.do(e.TrainingFailed(TASK, None, "no memory"))
-        assert states(effects)[-1].state == "sleeping"
+        assert (states(effects)[-1].state, "no memory" in states(effects)[-1].why) == ("sleeping", True)
         start = rig.now
         while not all_of(e.Train, rig.wait(10)):
             assert rig.now - start < 3600

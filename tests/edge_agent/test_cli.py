@@ -1,8 +1,10 @@
 """`edge-agent` as a person meets it: every mistake has one clear message, a hint and exit code 2, never a traceback."""
 
+import hashlib
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from anabranch.fan_vibration import load_fan
+from anabranch.datasets.fan_vibration import load_fan
 from edge_agent.__main__ import main
 from edge_agent.config import load_config
 from edge_agent.events import LocalVector, PendingUpdate, SaveUpdate, Settle
@@ -302,6 +304,46 @@ def test_the_agent_over_a_real_broker(tmp_path: Path, mosquitto: Mosquitto, runn
         assert all(json.loads(line)["level"] for line in agent.log.splitlines())
         accepted = [seq for _, _, seq in gateway.accepted]
         assert accepted == sorted(set(accepted))
+    finally:
+        transport.close()
+
+
+def test_killed_in_mid_training_an_agent_begins_that_training_again(
+    tmp_path: Path, mosquitto: Mosquitto, running: list[Running]
+) -> None:
+    """kill -9 between two steps, twice: nothing half-written on the disk, no number spent, the same version trained."""
+    config = write_config(tmp_path, mosquitto.port, "[training]\nduty_cycle = 0.001")
+    fill(tmp_path / "data")
+    assert main(["identity", "--config", str(config)]) == 0
+    key = SigningKey(bytes.fromhex((tmp_path / "state/device.key").read_text())).public
+    transport = MqttTransport("127.0.0.1", mosquitto.port, "gateway")
+    gateway = ScriptedGateway(transport, BUNDLE_BYTES, FLEET_KEY, FLEET, {DEVICE: key})
+
+    def trains(boot: int) -> bool:
+        gateway.step()
+        told = [message for message in gateway.of(DeviceState) if isinstance(message, DeviceState)]
+        return any((m.state, m.boot, m.version) == ("training", boot, 0) for m in told)
+
+    def updated() -> bool:
+        gateway.step()
+        return bool(gateway.updates)
+
+    try:
+        for boot in (1, 2):
+            agent = Running(config)
+            running.append(agent)
+            wait_until(lambda boot=boot: trains(boot), 40, "a training")  # type: ignore[misc]
+            agent.process.kill()
+            agent.process.wait()
+            for path in (tmp_path / "state/objects").iterdir():
+                assert hashlib.sha256(path.read_bytes()).hexdigest() == path.name
+            database = sqlite3.connect(tmp_path / "state/outbox.sqlite3")
+            assert database.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+            assert database.execute("SELECT count(*) FROM updates").fetchone() == (0,)
+            database.close()
+        running.append(Running(write_config(tmp_path, mosquitto.port)))
+        wait_until(updated, 40, "an update")
+        assert (gateway.updates[0].base_version, gateway.updates[0].seq) == (0, 1)
     finally:
         transport.close()
 

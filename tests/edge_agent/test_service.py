@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from anabranch.fan_vibration import load_fan
+from anabranch.datasets.fan_vibration import load_fan
 from edge_agent import events as e
 from edge_agent.agent import Agent, AgentSettings
 from edge_agent.gate import Reading
@@ -26,18 +26,19 @@ from fl_protocol.messages import DeviceEvent, DeviceInfo, DeviceState, Health, O
 from fl_protocol.topics import Kind, build
 from tests.edge_agent.rig import BUNDLE_BYTES, DEVICE, DEVICE_KEY, FLEET, FLEET_KEY
 from tests.edge_agent.scripted import ScriptedGateway, accept
+from tests.edge_agent.small import small_bundle
 from tests.support.waiting import wait_until
 
 
 class Bench:
     """A broker in memory, a gateway, and one device whose directory outlives its processes."""
 
-    def __init__(self, directory: Path, **broker: Any) -> None:
+    def __init__(self, directory: Path, *, bundle: bytes = BUNDLE_BYTES, **broker: Any) -> None:
         self.state, self.data = directory / "state", directory / "data"
         self.data.mkdir()
         self.broker = MemoryBroker(**broker)
         self.gateway = ScriptedGateway(
-            MemoryTransport(self.broker, "gateway"), BUNDLE_BYTES, FLEET_KEY, FLEET, {DEVICE: DEVICE_KEY.public}
+            MemoryTransport(self.broker, "gateway"), bundle, FLEET_KEY, FLEET, {DEVICE: DEVICE_KEY.public}
         )
         self.services: list[Service] = []
 
@@ -140,6 +141,29 @@ def test_a_device_learns_predicts_and_reports(bench: Bench) -> None:
     outbox.close()
     assert set(gateway.accepted) - set(ledger) <= {gateway.accepted[-1]}
     assert set(ledger) <= set(gateway.accepted)
+
+
+def test_a_device_predicts_with_the_personal_values_that_it_has_learnt(tmp_path: Path) -> None:
+    """At first those of the bundle, then its own, also after a restart; they never leave the device."""
+    bench = Bench(tmp_path, bundle=small_bundle())
+    bench.gateway.judge = lambda *_: "silence"  # one training of three steps, and no version after it
+    np.savez(bench.data / "train.npz", x=np.zeros((12, 2), np.float32), y=np.zeros(12, np.int64))
+    bench.gateway.plan_fields = {"batch_size": 4, "local_epochs": 2}
+
+    def labels() -> list[str]:
+        return [m.label for m in bench.gateway.of(Prediction) if isinstance(m, Prediction)]
+
+    first = bench.start(duty_cycle=0.01)
+    bench.until(lambda: "a" in labels(), "a prediction of its own")
+    assert labels()[0] == "c"
+    assert len(bench.gateway.updates[0].statistics) == 2  # one float16: no trace of the head
+    bench.kill(first)
+    told = len(labels())
+    bench.start()
+    bench.until(lambda: len(labels()) > told + 1, "predictions of the next process")
+    assert set(labels()[told + 1 :]) == {"a"}
+    for service in bench.services:
+        service.close()
 
 
 def test_killed_with_an_update_in_flight_it_sends_the_same_bytes_again(bench: Bench) -> None:

@@ -5,12 +5,14 @@ import time
 import numpy as np
 import pytest
 
-from anabranch.fan_vibration import load_fan
+from anabranch.datasets.fan_vibration import load_fan
 from edge_agent.inference import Predictor, quantize
 from edge_agent.sources import Dataset, Examples
 from edge_agent.trainer import OnnxTrainer, TrainingResult, WorkOrder, open_session, run
+from fl_protocol.bundle import Bundle
 from fl_protocol.errors import Code, ProtocolError
 from tests.edge_agent.rig import BUNDLE
+from tests.edge_agent.small import HEAD, HEAD_STEP, INITIAL_VERSION, read_small
 
 NOTHING = np.zeros(0, np.float32)
 
@@ -96,6 +98,93 @@ def test_a_pause_is_waited_out_and_an_exception_abandons(fan: Dataset) -> None:
         )
     assert len(asked) == 6
     assert asked[4] - asked[1] >= 0.1
+
+
+def test_a_training_that_was_paused_ends_with_the_same_bits(fan: Dataset) -> None:
+    """Held at batch boundaries inside an epoch, and let go on: nothing of what was done is done again, or lost."""
+    asked = 0
+
+    def pause() -> bool:
+        nonlocal asked
+        asked += 1
+        return asked % 3 == 0
+
+    order = WorkOrder(8, 2, 1000, BUNDLE.hyper)
+    results = [
+        OnnxTrainer(BUNDLE).train(BUNDLE.initial, fan, order, NOTHING, np.random.default_rng(4), should_pause)
+        for should_pause in (pause, lambda: False)
+    ]
+    paused, free = results
+    assert asked > 1.4 * free.local_steps
+    assert (paused.local_steps, paused.num_examples) == (free.local_steps, free.num_examples)
+    np.testing.assert_array_equal(paused.parameters, free.parameters)
+    np.testing.assert_array_equal(paused.statistics, free.statistics)
+
+
+SMALL = Dataset(
+    Examples(np.zeros((10, 2), np.float32), np.zeros(10, np.int64)),
+    Examples(np.zeros((0, 2), np.float32), np.zeros(0, np.int64)),
+    np.zeros((1, 2), np.float32),
+)
+
+
+def train_small(bundle: Bundle, *, steps: int = 3, seed: int = 0, **trainer: int) -> TrainingResult:
+    """A few steps of the model that tells what it was fed."""
+    order, rng = WorkOrder(4, 9, steps, bundle.hyper), np.random.default_rng(seed)
+    trained = OnnxTrainer(bundle, **trainer)  # type: ignore[arg-type]
+    return trained.train(bundle.initial, SMALL, order, bundle.personal, rng, lambda: False)
+
+
+def test_personal_entries_start_where_they_stand_and_come_back_trained() -> None:
+    """Each step moves the head; it is no part of the version."""
+    result = train_small(read_small())
+    np.testing.assert_array_equal(result.personal, HEAD + 3 * HEAD_STEP)
+    assert result.parameters.shape == (6,)
+
+
+def test_the_base_version_is_fed_where_the_bundle_asks_for_it() -> None:
+    """Pulled towards its base a model that stands on it stays; without, it is pulled to the momentum."""
+    np.testing.assert_array_equal(train_small(read_small("base")).parameters, INITIAL_VERSION[:6])
+    assert not np.array_equal(train_small(read_small()).parameters, INITIAL_VERSION[:6])
+
+
+def test_each_step_gets_a_seed_of_its_own_where_the_bundle_asks_for_one() -> None:
+    """From the order's generator: the same order repeats them, another one does not."""
+    bundle = read_small("seed")
+    seen = [float(train_small(bundle, steps=n).statistics[0]) for n in range(1, 9)]
+    assert len(set(seen)) > 4
+    assert seen == [float(train_small(bundle, steps=n).statistics[0]) for n in range(1, 9)]
+    assert seen != [float(train_small(bundle, steps=n, seed=1).statistics[0]) for n in range(1, 9)]
+
+
+def test_without_the_feed_nothing_but_the_shuffle_is_drawn() -> None:
+    """What older bundles learn stays the same to the bit."""
+    rng, same = np.random.default_rng(5), np.random.default_rng(5)
+    bundle = read_small("base")
+    OnnxTrainer(bundle).train(
+        bundle.initial, SMALL, WorkOrder(4, 2, 99, bundle.hyper), bundle.personal, rng, lambda: False
+    )
+    for _ in range(2):
+        same.permutation(len(SMALL.train))
+    assert rng.bit_generator.state == same.bit_generator.state
+
+
+def test_the_operators_largest_batch_holds_and_is_counted() -> None:
+    """Batches of 2 in place of 4: twice the steps of an epoch, and every example once."""
+    bundle = read_small()
+    order = WorkOrder(4, 1, 99, bundle.hyper)
+    for max_batch, steps in ((0, 3), (2, 5), (100, 3)):
+        trainer = OnnxTrainer(bundle, max_batch=max_batch)
+        result = trainer.train(bundle.initial, SMALL, order, bundle.personal, np.random.default_rng(0), lambda: False)
+        assert (result.local_steps, result.num_examples) == (steps, 10)
+
+
+def test_a_device_predicts_with_its_own_values() -> None:
+    """The same version: `c` where the head is as at first, `a` once the device's own says so."""
+    bundle, x = read_small(), np.zeros((1, 2), np.float32)
+    assert Predictor(bundle, bundle.initial).predict(x).label == "c"
+    own = np.array([100, 0, 50], np.float32)
+    assert Predictor(bundle, bundle.initial, own).predict(x).label == "a"
 
 
 class RestingClock:

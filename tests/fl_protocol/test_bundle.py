@@ -14,7 +14,7 @@ from hypothesis.extra.numpy import arrays
 from onnx import TensorProto, helper, numpy_helper
 
 from fl_protocol import bundle as bundle_module
-from fl_protocol.bundle import INITIAL, MAGIC, Bundle, fill_initializers, pack_bundle
+from fl_protocol.bundle import INITIAL, MAGIC, PERSONAL, Bundle, fill_initializers, pack_bundle
 from fl_protocol.errors import Code, ProtocolError
 from fl_protocol.onnx_file import OnnxFile
 from fl_protocol.tensors import ModelLayout, TensorEntry
@@ -356,6 +356,74 @@ def test_a_billion_elements_are_refused_before_they_are_allocated():
     models = small_models()
     models["float"].graph.value_info.append(value("big", [1 << 20, 1 << 20]))
     assert refusal_of(models).code == Code.SCHEMA
+
+
+# --- what an old bundle does not have ------------------------------------------------------------------------
+def test_a_bundle_without_the_optional_fields_is_a_plain_one():
+    read = Bundle.read(small_bundle())
+    assert (read.better, read.feeds, read.personal.shape, read.personal_tensors) == ("higher", (), (0,), {})
+    assert [e.name for e in read.float_entries] == ["w"]
+
+
+def feeding(*feeds):
+    """The small model with a training graph that takes the feeds."""
+    models = small_models()
+    inputs = {"seed": value("seed", [], TensorProto.INT64), "base": value("w.base", [3, 2])}
+    models["train"].graph.input.extend(inputs[feed] for feed in feeds)
+    return small_files(models)
+
+
+@pytest.mark.parametrize("feeds", [[], ["seed"], ["base"], ["seed", "base"]])
+@pytest.mark.parametrize("taken", [[], ["seed"], ["base"], ["seed", "base"]])
+def test_the_training_graph_takes_the_feeds_of_the_manifest_and_no_others(feeds, taken):
+    data = pack_bundle(manifest(feeds=feeds, better="lower"), feeding(*taken))
+    if feeds == taken:
+        assert (Bundle.read(data).feeds, Bundle.read(data).better) == (tuple(feeds), "lower")
+    else:
+        assert refusal(data).code == Code.SCHEMA
+
+
+@pytest.mark.parametrize("wrong", [{"feeds": ["clock"]}, {"feeds": ["seed", "seed"]}, {"better": "larger"}])
+def test_a_feed_or_a_direction_that_nobody_knows_is_refused(wrong):
+    assert refusal(pack_bundle(manifest(**wrong), feeding("seed"))).code == Code.SCHEMA
+
+
+def personal_bundle(personal=None):
+    """The small model with a bias that stays on the device: `logits = x @ w.T + head`."""
+    models, head = small_models(), value("head", [3])
+    node = helper.make_node
+    for name in ("train", "evaluate", "quantize"):
+        models[name].graph.input.append(head)
+    models["train"].graph.node.append(node("Identity", ["head"], ["head.next"]))
+    models["train"].graph.output.insert(2, value("head.next", [3]))
+    models["quantize"].graph.node.append(node("Identity", ["head"], ["head_float"]))
+    models["quantize"].graph.output.append(value("head_float", [3]))
+    for name, stored in (("int8", "head_float"), ("float", "head")):
+        models[name].graph.node[-1].input.append(stored)
+        models[name].graph.initializer.append(numpy_helper.from_array(np.zeros(3, np.float32), stored))
+    layout = ModelLayout((*LAYOUT.entries[:2], TensorEntry("head", (3,), "personal"), LAYOUT.entries[2]))
+    files = small_files(models) | ({} if personal is None else {PERSONAL: np.array(personal, "<f4").tobytes()})
+    return pack_bundle(manifest(layout=layout.to_rows(), fingerprint=layout.fingerprint), files)
+
+
+def test_personal_entries_start_where_the_bundle_says_and_else_at_zero():
+    """They are inputs of `quantize` and stored in the float graph, as parameters are."""
+    read = Bundle.read(personal_bundle([1, 2, 3]))
+    assert read.personal_tensors["head"].tolist() == read.personal.tolist() == [1, 2, 3]
+    assert [e.name for e in read.float_entries] == ["w", "head"]
+    assert Bundle.read(personal_bundle()).personal.tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("personal", "code"), [([1, 2], Code.SIZE), ([1, 2, 3, 4], Code.SIZE), ([0, np.nan, 0], Code.NAN)]
+)
+def test_personal_values_of_another_length_or_not_finite_are_refused(personal, code):
+    error = refusal(personal_bundle(personal))
+    assert (error.code, PERSONAL in error.message) == (code, True)
+
+
+def test_personal_values_that_the_layout_does_not_have_are_refused():
+    assert refusal(pack_bundle(manifest(), {**small_files(), PERSONAL: bytes(4)})).code == Code.SIZE
 
 
 def test_filled_initializers_are_what_the_runtime_computes_with():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from anabranch.fan_vibration import CLASSES, SPEEDS, WINDOW, load_all, load_fan, write_training_folder
+from anabranch.datasets.fan_vibration import CLASSES, SPEEDS, WINDOW, load_all, load_fan, write_training_folder
 from fl_protocol.bundle import Bundle, fill_initializers
 from fl_protocol.errors import ConfigError
 from models.fan_vibration.model import Config, FanVibration

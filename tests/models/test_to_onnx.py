@@ -9,7 +9,8 @@ from torch.nn import functional as F  # noqa: N812
 
 from fl_protocol.errors import ConfigError
 from fl_protocol.onnx_file import OnnxFile
-from models.spec import cross_entropy, is_correct
+from models.losses import cross_entropy
+from models.metrics import is_correct
 from models.to_onnx import export
 
 X, Y, W = torch.zeros(1, 4, 6), torch.zeros(1, dtype=torch.int64), torch.linspace(-1, 1, 18).reshape(3, 6)
@@ -29,7 +30,7 @@ def grads(given):
 def gradient_of_slices(given):
     """What a convolution over time asks for: slices that overlap, each with zeros around its gradient."""
     x = given["x"].detach().requires_grad_()
-    taps = [x[:, 1:3], x[:, :2, 0:], x[:, -2:], x[:, 0:4][:, 2:99]]
+    taps = [x[:, 1:3], x[:, :2, 0:], x[:, -2:], x[:, 0:4][:, 2:99], x[:, ::2], x[:, 1::3], x[:, :, 1:6:2]]
     loss = sum((factor * tap.square()).sum() for factor, tap in enumerate(taps, 1)) + x[:, :, -1:].pow(3).sum()
     (gradient,) = torch.autograd.grad(loss, [x])
     return {"gradient": gradient}
@@ -109,13 +110,12 @@ def test_an_op_that_has_no_translation_is_named():
         compiled(lambda g: {"out": torch.erfinv(g["x"])})
 
 
-@pytest.mark.parametrize("cut", [lambda x: x[:, ::2], lambda x: x[1:]])
-def test_the_gradient_of_a_slice_with_gaps_or_of_the_batch_is_refused_with_a_hint(cut):
+def test_the_gradient_of_a_part_of_the_batch_is_refused_with_a_hint():
     def function(given):
         x = given["x"].detach().requires_grad_()
-        return {"gradient": torch.autograd.grad(cut(x).square().sum(), [x])[0]}
+        return {"gradient": torch.autograd.grad(x[1:].square().sum(), [x])[0]}
 
-    with pytest.raises(ConfigError, match="step 1"):
+    with pytest.raises(ConfigError, match="slice another dimension"):
         compiled(function)
 
 

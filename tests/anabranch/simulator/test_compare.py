@@ -24,7 +24,7 @@ from anabranch.simulator.compare import (
     t_975,
 )
 from anabranch.simulator.plots import SIZES, TIMES, Curve, band, plot_accuracy, scale
-from anabranch.simulator.results import RELEASES, ReleaseRow
+from anabranch.simulator.results import RELEASES, Measurement, ReleaseRow
 from fl_protocol.errors import ConfigError
 from tests.anabranch.simulator.synthetic import made_up, write
 
@@ -62,6 +62,13 @@ def test_the_target_is_reached_by_the_first_release_at_it():
     assert seconds_to_target(run) == 30.0
     assert seconds_to_target(replace(run, releases=releases(0.5, None))) is None
     assert seconds_to_target(replace(run, summary=made_up().summary)) is None
+
+
+def test_where_lower_is_better_the_target_is_reached_from_above():
+    """The summary says which end of the metric is better."""
+    run = replace(made_up(target=0.45), releases=releases(0.9, 0.4, 0.5))
+    assert seconds_to_target(run) == 10.0
+    assert seconds_to_target(replace(run, summary=replace(run.summary, better="lower"))) == 20.0
 
 
 def test_one_row_an_experiment():
@@ -131,6 +138,21 @@ def test_the_table_reads_in_plain_figures():
         assert figure in text
     assert " 2 " in shown([made_up(violations=("a", "b"))])
     assert "…" not in shown([made_up("a rather long name", 0)], width=80)
+
+
+def test_what_the_test_set_said_has_its_columns_where_there_is_such():
+    """Of the version that validation chose: with fake quantization, and as int8."""
+    runs = [made_up("fans", seed) for seed in range(2)]
+    assert "on test" not in shown(runs)
+    judged = [
+        replace(run, summary=replace(run.summary, test_best=Measurement(version=9, value=0.875, int8=0.8125)))
+        for run in runs
+    ]
+    text = shown(judged)
+    for figure in ("on test", "its int8", "87.50 % ± 0.00", "81.25 % ± 0.00"):
+        assert figure in text
+    (row,) = compare_json(judged)["experiments"]
+    assert (row["test"]["mean"], row["test_int8"]["mean"]) == (0.875, 0.8125)
 
 
 def test_units_suit_the_size():

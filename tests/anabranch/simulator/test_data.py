@@ -7,10 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from anabranch import fan_vibration
+from anabranch import datasets
+from anabranch.datasets import fan_vibration
+from anabranch.datasets.har import VALIDATORS
+from anabranch.datasets.source import DATASETS
 from anabranch.simulator.data import device_name, dirichlet, load_shares, read_bundle
 from anabranch.simulator.experiment import DataSection, Experiment, FleetSection
 from fl_protocol.errors import ConfigError
+from tests.anabranch.datasets.made_up import write_datasets
 
 STAND_IN = Experiment(name="test")
 FANS = replace(STAND_IN, bundle="fan_vibration", data=DataSection(source="fan_vibration"))
@@ -77,6 +81,46 @@ def test_fewer_devices_than_clients_are_a_spread_of_them() -> None:
     assert np.array_equal(three.held_out.x, fan_vibration.load_all().validation[0])
     with pytest.raises(ConfigError, match="17 clients"):
         shares(FANS, 18)
+
+
+@pytest.mark.parametrize("source", datasets.SHIPPED)
+def test_every_data_set_is_a_source_of_devices(source) -> None:
+    """Its clients, each with what it trains on and holds out; the gateway measures with the part that is named."""
+    federation = datasets.load(source)
+    for measured_on in ("validation", "test"):
+        experiment = replace(STAND_IN, data=DataSection(source=source, measured_on=measured_on))
+        experiment = replace(experiment, fleet=FleetSection(devices=len(federation.clients)))
+        bundle = replace(read_bundle(experiment)[1], x_shape=federation.test.x.shape[1:])
+        loaded = load_shares(experiment, bundle, 0)
+        assert [name for name, _ in loaded.devices] == [client.name for client in federation.clients]
+        assert all(len(d.train) == len(c.train.x) for (_, d), c in zip(loaded.devices, federation.clients, strict=True))
+        assert np.array_equal(loaded.held_out.x, getattr(federation, measured_on).x)
+        assert np.array_equal(loaded.held_out.y, getattr(federation, measured_on).y)
+
+
+def test_numbers_to_predict_have_no_classes_to_spread() -> None:
+    """A split by Dirichlet deals classes out: refused for a regression, whose clients are its own."""
+    experiment = replace(STAND_IN, data=DataSection(source="ratings", split="dirichlet"))
+    bundle = replace(read_bundle(experiment)[1], x_shape=(1,))
+    with pytest.raises(ConfigError, match="no classes to spread"):
+        load_shares(experiment, bundle, 0)
+
+
+def test_who_validates_trains_when_the_test_set_measures(tmp_path, monkeypatch) -> None:
+    """21 people instead of 18; nothing that is measured with is trained on either way."""
+    write_datasets(tmp_path)
+    monkeypatch.setenv(DATASETS, str(tmp_path))
+    har = replace(STAND_IN, bundle="har_cnn", data=DataSection(source="har"))
+    with pytest.raises(ConfigError, match="18 clients"):
+        shares(har, 21)
+    validated = shares(har, 18)
+    tested = shares(replace(har, data=replace(har.data, measured_on="test")), 21)
+    assert {name for name, _ in tested.devices} - {name for name, _ in validated.devices} == {
+        f"person-{person}" for person in VALIDATORS
+    }
+    for loaded in (validated, tested):
+        seen = {x.tobytes() for _, d in loaded.devices for x in d.train.x}
+        assert not seen & {x.tobytes() for x in loaded.held_out.x}
 
 
 def test_an_npz_of_ones_own(tmp_path) -> None:

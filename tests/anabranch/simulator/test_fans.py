@@ -6,8 +6,8 @@ from statistics import fmean
 
 import pytest
 
+from anabranch.datasets.fan_vibration import SPEEDS
 from anabranch.demo.folder import PLAN, VERSIONS
-from anabranch.fan_vibration import SPEEDS
 from anabranch.simulator.experiment import Experiment, load_experiment
 from anabranch.simulator.twin import TASK, Twin
 from broker_aggregator.config import decimals

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from anabranch import fan_vibration
+from anabranch.datasets import fan_vibration
 from anabranch.simulator.cache import ResultCache
 from anabranch.simulator.data import read_bundle
 from anabranch.simulator.experiment import Experiment
