@@ -159,7 +159,7 @@ def _train(fleet: Fleet, options: Options, screen: Screen, clock: _Clock) -> Non
         for act in story.next(fleet.view, progress()):
             fleet.act(act)
 
-    while (status := fleet.status) is None or status.state == "running":
+    while (status := fleet.status) is None or status.state == "running" or story.owes_the_gateway:
         look()
         screen.show(Scene(fleet, progress(), "training", clock.seconds))
         fleet.turn(TURN_S, look)

@@ -53,27 +53,33 @@ def make_screen(console: Console) -> Screen:
 
 
 class PlainScreen:
-    """One line every few seconds, and one for each thing that happens."""
+    """One line every few seconds, one for each thing that happens, and one for how it ended."""
 
     def __init__(self, console: Console, every_s: float = PLAIN_EVERY_S) -> None:
         self._console, self._every_s = console, every_s
         self._next, self._told = 0.0, 0
+        self._untold: Scene | None = None
 
     def show(self, scene: Scene) -> None:
         """A line when it is time for one."""
+        self._untold = scene
         for happening in scene.fleet.happenings[self._told :]:
             self.say(f"{scene.seconds:5.0f} s  * {happening.text}")
         self._told = len(scene.fleet.happenings)
         if time.monotonic() >= self._next:
             self._next = time.monotonic() + self._every_s
             self.say(f"{scene.seconds:5.0f} s  {task_line(scene)}")
+            self._untold = None
 
     def say(self, text: str) -> None:
         """One line."""
         self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def close(self) -> None:
-        """Nothing to put back."""
+        """The last state, unless it was told."""
+        if self._untold is not None:
+            self.say(f"{self._untold.seconds:5.0f} s  {task_line(self._untold)}")
+            self._untold = None
 
 
 class LiveScreen:

@@ -78,6 +78,11 @@ class Story:
             if "kill gateway" in done and self._due("restart gateway", gone, progress):
                 yield Act("restart gateway")
 
+    @property
+    def owes_the_gateway(self) -> bool:
+        """Whether the gateway was killed and has not come back: what it said last may have been that all is done."""
+        return "kill gateway" in self._done and "restart gateway" not in self._done
+
     def _due(self, deed: Deed, now: bool, progress: float) -> bool:
         if deed in self._done or not now:
             return False
