@@ -86,5 +86,7 @@ def test_the_gateway_is_killed_only_when_asked_for_and_comes_back_when_missed():
     assert list(story.next(view(), KILL_GATEWAY_AT - 0.01)) == []
     assert list(story.next(view(), KILL_GATEWAY_AT)) == [Act("kill gateway")]
     assert list(story.next(view(), 0.5)) == []
+    assert story.owes_the_gateway
     assert list(story.next(view(gateway="lost"), 0.5)) == [Act("restart gateway")]
+    assert not story.owes_the_gateway
     assert list(story.next(view(), 0.9)) == []
