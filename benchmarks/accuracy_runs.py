@@ -164,7 +164,7 @@ def federated(case: Case, bundle: bytes, extra: Extra, cache: Path) -> dict[str,
     recorder.close()
     if recorder.best is None or twin.checker.violations:
         raise SystemExit(f"{case.model}, seed {case.seed}: {twin.checker.violations[:1] or 'no version was measured'}")
-    entries = twin.bundle.layout.split(recorder.best.vector) | twin.bundle.personal_tensors
+    entries = twin.bundle.tensors(recorder.best.vector)
     found = judge(case, Step(case.spec), entries, twin.bundle, extra)
     made = {"versions": recorder.version, "best_version": recorder.best.version, "updates": recorder.counted}
     kilobytes = sum(row.num_bytes for row in twin.store.rows()) / 1000

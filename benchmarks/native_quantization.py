@@ -20,8 +20,9 @@ from torch.ao.quantization import (
 )
 from torch.func import functional_call
 
-from models.network import below, build_module, network, training_mode
+from models.network import build_module, network, training_mode
 from models.optimizers import Adam, Optimizer
+from models.quantization import below
 from models.quantization.affine import FakeQuantAffine
 from models.quantization.recurrent import FakeQuantRecurrent
 from models.spec import ModelSpec

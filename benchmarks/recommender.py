@@ -22,7 +22,6 @@ from anabranch.simulator.experiment import load_experiment
 from anabranch.simulator.twin import TASK, Twin
 from edge_agent.inference import quantize
 from edge_agent.runtime import open_session
-from fl_protocol.tensors import split_entries
 
 EXPERIMENT = Path(__file__).parent / "experiments" / "models" / "recommender.toml"
 SHRINK = 2.0  # so many ratings of the mean count with everybody's own; chosen on validation
@@ -68,7 +67,6 @@ def run(seed: int, updates: int | None) -> dict[str, float]:
     bundle, version = twin.bundle, twin.store.release(TASK).vector
     clients = {client.name: client for client in load("ratings").clients}
     evaluate = open_session(bundle.graph("evaluate"), 1)
-    entries = bundle.layout.with_role("personal")
     errors: dict[str, list[float]] = {"personal": [], "personal, int8": [], "without a person": []}
     ratings = 0
     for device in twin.devices:
@@ -76,7 +74,7 @@ def run(seed: int, updates: int | None) -> dict[str, float]:
         own = bundle.personal if kept is None else kept.vector
         x, y = clients[device.name].test
         for name, values in (("personal", own), ("without a person", bundle.personal)):
-            state = {**bundle.layout.split(version), **split_entries(entries, values)}
+            state = bundle.tensors(version, values)
             given = {value.name: {**state, "x": x, "y": y}[value.name] for value in evaluate.get_inputs()}
             errors[name].append(float(evaluate.run(["correct"], given)[0]))
         stars = open_session(quantize(bundle, version, own), 1).run(None, {"x": x})[0]

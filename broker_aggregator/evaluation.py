@@ -85,7 +85,7 @@ class Evaluator:
 
     def measure(self, vector: Vector) -> tuple[float, float]:
         """(mean loss, share of correct examples) of a version, shape (layout.size,)."""
-        tensors: Mapping[str, NDArray[Any]] = {**self._bundle.layout.split(vector), **self._bundle.personal_tensors}
+        tensors: Mapping[str, NDArray[Any]] = self._bundle.tensors(vector)
         loss = correct = 0.0
         for start in range(0, len(self._examples), BATCH):
             batch = slice(start, start + BATCH)

@@ -19,14 +19,14 @@ def int8_model(bundle: Bundle, vector: Vector) -> bytes:
     session = open_session(bundle.graph("quantize"))
     names = [output.name for output in session.get_outputs()]
     wanted = {value.name for value in session.get_inputs()}
-    tensors = {**bundle.layout.split(vector), **bundle.personal_tensors}
+    tensors = bundle.tensors(vector)
     feed = {name: tensor for name, tensor in tensors.items() if name in wanted}
     return fill_initializers(bundle.graph("int8"), dict(zip(names, session.run(names, feed), strict=True)))
 
 
 def float_model(bundle: Bundle, vector: Vector) -> bytes:
     """The version as a plain float32 ONNX model."""
-    tensors = {**bundle.layout.split(vector), **bundle.personal_tensors}
+    tensors = bundle.tensors(vector)
     stored = {e.name: np.ascontiguousarray(tensors[e.name]) for e in bundle.float_entries}
     return fill_initializers(bundle.graph("float"), stored)
 

@@ -10,7 +10,7 @@ from edge_agent.events import Guess
 from edge_agent.runtime import open_session, run
 from fl_protocol.bundle import Bundle, fill_initializers
 from fl_protocol.errors import Code, ProtocolError
-from fl_protocol.tensors import Vector, split_entries
+from fl_protocol.tensors import Vector
 
 
 def quantize(bundle: Bundle, version: Vector, personal: Vector | None = None, threads: int = 1) -> bytes:
@@ -20,8 +20,7 @@ def quantize(bundle: Bundle, version: Vector, personal: Vector | None = None, th
     """
     session = open_session(bundle.graph("quantize"), threads)
     names = [output.name for output in session.get_outputs()]
-    own = split_entries(bundle.layout.with_role("personal"), bundle.personal if personal is None else personal)
-    tensors = run(session, names, {**bundle.layout.split(version), **own})
+    tensors = run(session, names, bundle.tensors(version, personal))
     return fill_initializers(bundle.graph("int8"), dict(zip(names, tensors, strict=True)))
 
 

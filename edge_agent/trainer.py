@@ -6,7 +6,7 @@ runtime.py's.
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from edge_agent.sources import Dataset, Examples
 from edge_agent.training import TrainingResult, WorkOrder
 from fl_protocol.bundle import Bundle, GraphName
 from fl_protocol.errors import Code, ProtocolError
-from fl_protocol.tensors import Vector, split_entries
+from fl_protocol.tensors import Vector, join_entries
 
 __all__ = ["OnnxTrainer", "TrainingResult", "WorkOrder", "open_session", "run"]
 
@@ -60,7 +60,7 @@ class OnnxTrainer:
         allowed_mb = self._hold_memory()
         started = time.monotonic()
         layout, size = self._bundle.layout, min(order.batch_size, self._max_batch or order.batch_size)
-        state = {**layout.split(base), **split_entries(layout.with_role("personal"), personal)}
+        state: dict[str, NDArray[Any]] = dict(self._bundle.tensors(base, personal))
         metrics = self._evaluate(state, dataset.validation, size, should_pause)
         state |= {e.name: np.zeros(e.shape, np.float32) for e in layout.with_role("optimizer")}
         state = {e.name: state[e.name] for e in layout.entries}
@@ -79,7 +79,7 @@ class OnnxTrainer:
         return TrainingResult(
             parameters=version[: layout.num_parameters],
             statistics=version[layout.num_parameters :],
-            personal=_join([loop.state[e.name] for e in layout.with_role("personal")]),
+            personal=join_entries(layout.with_role("personal"), loop.state),
             num_examples=min(len(dataset.train), steps * size),
             local_steps=steps,
             train_seconds=time.monotonic() - started,
@@ -141,10 +141,6 @@ def _batches(examples: Examples, order: WorkOrder, size: int, rng: np.random.Gen
                 return
             left -= 1
             yield examples[rows[start : start + size]]
-
-
-def _join(tensors: Sequence[NDArray[np.float32]]) -> Vector:
-    return np.concatenate([t.reshape(-1) for t in tensors]) if tensors else np.zeros(0, np.float32)
 
 
 def _first_step(loop: StepLoop, fed: Mapping[str, NDArray[Any]], allowed_mb: float) -> float:

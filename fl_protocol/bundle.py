@@ -137,6 +137,13 @@ class Bundle:
         """Each personal entry where it starts, by name: what one has who is no device."""
         return split_entries(self.layout.with_role("personal"), self.personal)
 
+    def tensors(self, version: Vector, personal: Vector | None = None) -> dict[str, Vector]:
+        """A version, shape (layout.size,), and personal entries, where they start unless given, by name."""
+        own = self.personal_tensors
+        if personal is not None:
+            own = split_entries(self.layout.with_role("personal"), personal)
+        return {**self.layout.split(version), **own}
+
     @cached_property
     def float_entries(self) -> tuple[TensorEntry, ...]:
         """What to fill the float graph with: parameters, and of the personal and measured entries those it stores."""

@@ -122,7 +122,7 @@ class ModelLayout:
 
     def join(self, tensors: Mapping[str, NDArray[np.floating]]) -> Vector:
         """The inverse of `split`: a new vector; entries that are not shared are left out."""
-        return _join(self.shared, tensors)
+        return join_entries(self.shared, tensors)
 
     def parameter_slices(self) -> list[tuple[TensorEntry, slice]]:
         """Where each parameter stands in a delta; codecs work tensor by tensor."""
@@ -145,7 +145,8 @@ def split_entries(entries: Sequence[TensorEntry], vector: Vector) -> dict[str, V
     return tensors
 
 
-def _join(entries: Sequence[TensorEntry], tensors: Mapping[str, NDArray[np.floating]]) -> Vector:
+def join_entries(entries: Sequence[TensorEntry], tensors: Mapping[str, NDArray[np.floating]]) -> Vector:
+    """The inverse of `split_entries`: a new vector. Raises `ValueError` for a tensor of another shape."""
     flat = []
     for entry in entries:
         tensor = np.asarray(tensors[entry.name], np.float32)

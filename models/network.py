@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from fl_protocol.errors import ConfigError
 from models import dropout, recurrent
-from models.quantization import batch_norm, fake_quantized
+from models.quantization import batch_norm, below, fake_quantized
 from models.spec import ModelSpec
 
 _PROBE = 3  # examples; more than one, since batch normalisation cannot train on one
@@ -40,11 +40,6 @@ def network(spec: ModelSpec, *, quantized: bool) -> nn.Module:
         _check_prefixes(spec, module, field)
     module = dropout.replaced(batch_norm.replaced(recurrent.replaced(module)))
     return fake_quantized(module, spec.bits, spec.keep_float) if quantized else module
-
-
-def below(name: str, prefixes: Sequence[str]) -> bool:
-    """Whether a dotted name is one of the prefixes, or of something within one."""
-    return any(name == prefix or name.startswith(f"{prefix}.") for prefix in prefixes)
 
 
 def training_mode(module: nn.Module, frozen: Sequence[str]) -> None:

@@ -15,8 +15,8 @@ from fl_protocol.bundle import Feed
 from fl_protocol.errors import ConfigError, ProtocolError
 from fl_protocol.tensors import ModelLayout, Role, TensorEntry
 from models.dropout import Dropout
-from models.network import below, build_module, network, probe, training_mode
-from models.quantization import int8, int8_codes, measuring_layers
+from models.network import build_module, network, probe, training_mode
+from models.quantization import below, int8, int8_codes, measuring_layers
 from models.spec import ModelSpec
 
 __all__ = ["Step", "Tensors", "build_module"]

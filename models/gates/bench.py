@@ -88,7 +88,7 @@ class Bench:
     @property
     def initial(self) -> Arrays:
         """Every entry of the layout where training starts."""
-        started = {**self.bundle.layout.split(self.bundle.initial), **self.bundle.personal_tensors}
+        started = self.bundle.tensors(self.bundle.initial)
         return {e.name: started.get(e.name, np.zeros(e.shape, np.float32)) for e in self.bundle.layout.entries}
 
     @cached_property

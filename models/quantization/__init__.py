@@ -16,7 +16,7 @@ from models.quantization.grids import (
 )
 from models.quantization.layer import FakeQuantLayer, straight_through
 from models.quantization.markers import dequantize, quantize
-from models.quantization.replacing import QUANTIZED, fake_quantized, int8, int8_codes, measuring_layers
+from models.quantization.replacing import QUANTIZED, below, fake_quantized, int8, int8_codes, measuring_layers
 
 __all__ = [
     "INITIAL_HIGH",
@@ -26,6 +26,7 @@ __all__ = [
     "FakeQuantAffine",
     "FakeQuantLayer",
     "Int8Affine",
+    "below",
     "bias_codes",
     "dequantize",
     "fake_quantized",

@@ -28,7 +28,7 @@ def fake_quantized(module: nn.Module, bits: int = 8, keep_float: Sequence[str] =
     """
     largest_code(bits)
     batch_norm.replaced(module)
-    layers = {n: layer for n, layer in module.named_modules() if not _below(n, keep_float)}
+    layers = {n: layer for n, layer in module.named_modules() if not below(n, keep_float)}
     for name, layer in layers.items():
         if type(layer) in QUANTIZED:
             module.set_submodule(name, QUANTIZED[type(layer)](layer, bits))
@@ -62,7 +62,7 @@ def int8_codes(module: nn.Module, given: Mapping[str, Tensor]) -> dict[str, Tens
         for name, layer in _fake_layers(module):
             own = {key: given[full] for key, full in layer.names(name).items()}
             stored |= {f"{name}.{key}": tensor for key, tensor in layer.codes(own).items()}
-            state = {full: tensor for full, tensor in state.items() if not _below(full, (name,))}
+            state = {full: tensor for full, tensor in state.items() if not below(full, (name,))}
     return stored | {full: given[full] for full in state if full in given}
 
 
@@ -75,8 +75,9 @@ def _fake_layers(module: nn.Module) -> list[tuple[str, FakeQuantLayer]]:
     """Those that are not part of another."""
     layers = [(name, layer) for name, layer in module.named_modules() if isinstance(layer, FakeQuantLayer)]
     names = [name for name, _ in layers]
-    return [(n, layer) for n, layer in layers if not any(_below(n, (other,)) for other in names if other != n)]
+    return [(n, layer) for n, layer in layers if not any(below(n, (other,)) for other in names if other != n)]
 
 
-def _below(name: str, prefixes: Sequence[str]) -> bool:
+def below(name: str, prefixes: Sequence[str]) -> bool:
+    """Whether a dotted name is one of the prefixes, or of something within one."""
     return any(name == prefix or name.startswith(f"{prefix}.") for prefix in prefixes)
