@@ -15,7 +15,7 @@ JOBS ?= 2
 # `make test` runs these pages; to read them as a documentation check takes minutes.
 SLOW_PAGES := tests/docs/test_bring_your_own_model.py tests/docs/test_exporter_tables.py
 
-.PHONY: demo test chaos check bench bench-train clean help
+.PHONY: demo test chaos check bench bench-train bench-transfer bench-bytes bench-bytes-quick clean help
 
 help:
 	@echo "make demo [ARGS='--quick --seed 1']   a fleet of 17 agents trains one model over a real broker"
@@ -23,7 +23,10 @@ help:
 	@echo "make chaos [SEEDS=0:5000]             thousands of fault schedules, each of which its seed replays"
 	@echo "make check                            formatting, lint, types, import contracts, documentation"
 	@echo "make bench                            the figures of the README, from scripts"
+	@echo "make bench-bytes                      codecs: bits and speed on every model; accuracy over bytes in the twin (hours)"
+	@echo "make bench-bytes-quick                the same in minutes: is everything in order?"
 	@echo "make bench-train                      training steps of every model against torch: time, memory, imports, disk"
+	@echo "make bench-transfer                   100 MB over small packets and a link that breaks (root)"
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version) if sys.version_info < (3, 11) else 0'
@@ -66,6 +69,15 @@ bench: $(VENV)/dev.installed
 
 bench-train: $(VENV)/dev.installed
 	$(BIN)/python benchmarks/bench_train.py $(ARGS)
+
+bench-transfer: $(VENV)/dev.installed
+	$(BIN)/python benchmarks/transfer.py $(ARGS)
+
+bench-bytes: $(VENV)/dev.installed
+	$(BIN)/python benchmarks/bench_bytes.py $(ARGS)
+
+bench-bytes-quick: $(VENV)/dev.installed
+	$(BIN)/python benchmarks/bench_bytes.py --quick $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist runs .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -45,7 +45,6 @@ SCHEDULES: Mapping[str, Schedule] = {
     "air_forecast": Schedule(8, 10, 5, None, "8 epochs at most, measured five times in each: 98,000 windows"),
 }
 VARIANTS = ("float", "qat", "federated")
-BEGIN, END = "<!-- model-accuracy -->", "<!-- /model-accuracy -->"
 
 
 def area_under_curve(scores: NDArray[Any], positive: NDArray[Any]) -> float:
@@ -234,14 +233,16 @@ def markdown(result: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def write(path: Path, text: str) -> None:
-    """Put the text between the page's two marks. Raises `SystemExit` for a page without them."""
+def write(path: Path, text: str, bits: int) -> None:
+    """Put the text between the page's two marks for that width. Raises `SystemExit` for a page without them."""
+    name = "model-accuracy" if bits == 8 else f"model-accuracy of {bits} bits"
+    first, last = f"<!-- {name} -->", f"<!-- /{name} -->"
     page = path.read_text()
-    before, begin, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
+    before, begin, rest = page.partition(first)
+    _, end, after = rest.partition(last)
     if not begin or not end:
-        raise SystemExit(f"{path} has no {BEGIN} and {END}")
-    path.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}")
+        raise SystemExit(f"{path} has no {first} and {last}")
+    path.write_text(f"{before}{first}\n{text}\n{last}{after}")
 
 
 def main() -> int:
@@ -252,7 +253,7 @@ def main() -> int:
     parser.add_argument("--bits", type=int, choices=(8, 4), default=8, help="of the weights")
     parser.add_argument("--jobs", type=int, default=2, help="processes")
     parser.add_argument("--cache", type=Path, default=Path("runs/model-accuracy"))
-    parser.add_argument("--write", type=Path, help="a page to put the tables into, between its marks")
+    parser.add_argument("--write", type=Path, help="a page to put the tables into, between the marks for these bits")
     options = parse_arguments(parser)
     models = options.model or [m for m in catalog() if m not in NO_MODELS]
     cases = [
@@ -276,7 +277,7 @@ def main() -> int:
     tables = [[[f"[{title}]"], *rows_of(summary)] for title, summary in result["models"].items()]
     print_result(result, [_even(table) for table in tables], options.json)
     if options.write:
-        write(options.write, markdown(result))
+        write(options.write, markdown(result), options.bits)
     return 0
 
 

@@ -132,7 +132,7 @@ def status(config: ConfigOption, as_json: JsonOption = False) -> None:
     if as_json:
         _print_json(tasks)
         return
-    table = _table("task", "state", "version", "metric", "best", "updates", "staleness", "bytes up", "why")
+    table = _table("task", "state", "version", "metric", "best", "updates", "staleness", "bytes up", "float32", "why")
     for t in tasks:
         table.add_row(
             t["task"],
@@ -143,6 +143,7 @@ def status(config: ConfigOption, as_json: JsonOption = False) -> None:
             ", ".join(f"{n} {v}" for v, n in t["updates"].items()) or "-",
             "-" if t["staleness"] is None else f"{t['staleness']:.2f}",
             f"{t['bytes_up']:,}",
+            "-" if t["ratio_up"] is None else f"{t['ratio_up']:.1f} times",
             t["why"],
         )
     console.print(table if tasks else "No task yet: `broker-aggregator task create --config FILE TASK.toml` makes one.")

@@ -1,5 +1,6 @@
 """What the gateway puts up for all to read: plans, manifests, versions, everyone's tasks, and pages for people."""
 
+import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
@@ -44,14 +45,21 @@ class Announcer:
             sha256=release.sha256,
             size=release.vector.nbytes,
             chunk_size=self.chunk_size,
+            delta=hashlib.sha256(release.delta).hexdigest() if release.delta else None,
+            delta_size=len(release.delta) if release.delta else None,
         )
         return Send(self.topic(Kind.MANIFEST, task=release.task, channel="stable"), manifest, retain=True)
 
     def release(self, task: Task) -> Iterator[Effect]:
-        """The manifest, then the version's blocks once for all who listen."""
-        yield self.manifest(task)
-        topic = self.topic(Kind.BROADCAST, task=task.plan.task, version=str(task.release.version))
-        yield SendObject(topic, task.release.sha256, self.chunk_size)
+        """The manifest, then once for all who listen what is new; all of it, where versions are published whole."""
+        manifest, release = self.manifest(task), task.release
+        yield manifest
+        topic = self.topic(Kind.BROADCAST, task=task.plan.task, version=str(release.version))
+        if release.delta is not None:
+            sha256 = hashlib.sha256(release.delta).hexdigest()
+            yield SendObject(topic, sha256, self.chunk_size, data=release.delta)
+        elif not task.plan.downlink:
+            yield SendObject(topic, release.sha256, self.chunk_size)
 
     def desired(self, device: str, tasks: Iterable[str]) -> Send:
         """A device's tasks, retained."""

@@ -13,6 +13,7 @@ from broker_aggregator.announcer import Announcer
 from broker_aggregator.events import (
     Asked,
     CommitRelease,
+    DropParts,
     Effect,
     Evaluated,
     Event,
@@ -25,6 +26,7 @@ from broker_aggregator.events import (
     SaveState,
     SaveTask,
     Send,
+    SendDelta,
     SendObject,
     Tick,
 )
@@ -47,10 +49,11 @@ from fl_protocol.messages import (
     Sync,
     Update,
     Verdict,
+    Want,
 )
 from fl_protocol.signing import unseal_update, verify_offer
 from fl_protocol.topics import Kind
-from fl_protocol.transfer import Inbox, chunk_size_for
+from fl_protocol.transfer import Inbox, Reception, chunk_size_for
 
 MIN_FREE_BYTES = 64 << 20  # of the store's disk; below it nothing is accepted
 DISK_RETRY_S = 300
@@ -129,6 +132,7 @@ class Coordinator:
             self.say.forget(task.plan.task)
         yield from self.desired_of_all()
         if not event.session_present:
+            self.inbox.resume()
             yield Send(self.say.topic(Kind.SYNC), Sync())
 
     # --- what devices say ------------------------------------------------------------------------------------------
@@ -157,6 +161,9 @@ class Coordinator:
                 yield from self._chunk(device, chunk, now)
             case Get() as get:
                 yield from self._get(device, get)
+            case Want() as want if want.task in self.tasks:
+                topic = self.say.topic(Kind.DELTA, device=device.id)
+                yield SendDelta(topic, want, self.tasks[want.task].layout, self.say.chunk_size)
 
     def _refuse_unread(self, device: str, envelope: Envelope, error: ProtocolError) -> Iterator[Effect]:
         """Answer an update that nobody vouches for. Not finally: whoever sent it, the device must not lose its own."""
@@ -201,7 +208,7 @@ class Coordinator:
             yield from self._refused(device, task, result, update.base_version, num_bytes)
             return
         assert task is not None
-        accepted = _result(update, "accepted")
+        accepted = task.priced(_result(update, "accepted"), num_bytes)
         device.ledger(update.incarnation).record(accepted)
         task.count(accepted.verdict, num_bytes)
         yield RecordUpdate(update, accepted, num_bytes, measure.norm, measure.scale)
@@ -212,6 +219,7 @@ class Coordinator:
         self, device: Device, task: Task | None, result: Result, base_version: int, num_bytes: int
     ) -> Iterator[Effect]:
         if task is not None:
+            result = task.priced(result, num_bytes)
             task.count(result.verdict, num_bytes)
             task.in_vain += result.final and base_version == task.release.version
         if result.final:
@@ -248,10 +256,12 @@ class Coordinator:
             yield from self._refused(device, task, result, offer.base_version, 0)
             return
         try:
+            if self._free_bytes - offer.size < self.min_free_bytes:
+                raise ProtocolError(Code.DISK, "the gateway's disk is nearly full")
             reception = self.inbox.open(offer.sha256, offer.size, offer.chunk_size, device.id, now)
             grant = reception.offered(now)
         except ProtocolError as error:
-            answer: Literal["full", "reject"] = "full" if error.code == Code.QUOTA else "reject"
+            answer: Literal["full", "reject"] = "full" if error.code in (Code.QUOTA, Code.DISK) else "reject"
             grant = Grant(sha256=offer.sha256, answer=answer, retry_in_s=DISK_RETRY_S, code=error.code)
         yield self.say.to(device.id, Kind.GRANT, grant)
 
@@ -259,18 +269,32 @@ class Coordinator:
         """One more block of an update; with the last one it is an update like any other."""
         reception = self.inbox.get(device.id, chunk.sha256)
         if reception is None:
-            return  # an old one, or from before our restart: the device offers again
+            return  # an old one: the device offers again
         try:
-            if not reception.add(chunk, now):
-                grant = reception.next_grant(now)
-                if grant is not None:
-                    yield self.say.to(device.id, Kind.GRANT, grant)
-                return
-            self.inbox.close(device.id, chunk.sha256)  # whatever it holds: a lie about its hash is offered anew
-            data = reception.data()
-            yield from self._envelope(device, decode_as(Envelope, data), reception.size, now)
+            whole = reception.add(chunk, now)
+        except ProtocolError as error:
+            yield from self._not_kept(device, reception, error, now)
+            return
+        if not whole:
+            grant = reception.next_grant(now)
+            if grant is not None:
+                yield self.say.to(device.id, Kind.GRANT, grant)
+            return
+        self.inbox.close(device.id, chunk.sha256)  # whatever it holds: a lie about its hash is offered anew
+        try:
+            yield from self._envelope(device, decode_as(Envelope, reception.data()), reception.size, now)
         except ProtocolError as error:
             yield Note("warning", f"{device.id}: {error}")
+        yield DropParts(device.id, chunk.sha256)
+
+    def _not_kept(self, device: Device, reception: Reception, error: ProtocolError, now: float) -> Iterator[Effect]:
+        """A chunk that is not what it says is forgotten; where the disk has no room for it, the device waits."""
+        if error.code != Code.DISK:
+            yield Note("warning", f"{device.id}: {error}")
+        elif reception.wait(now, DISK_RETRY_S):
+            yield Note("error", f"{device.id}: {error}")
+            full = Grant(sha256=reception.sha256, answer="full", retry_in_s=DISK_RETRY_S, code=error.code)
+            yield self.say.to(device.id, Kind.GRANT, full)
 
     def _get(self, device: Device, get: Get) -> Iterator[Effect]:
         topic = self.say.topic(Kind.CHUNK_DOWN, device=device.id)

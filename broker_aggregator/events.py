@@ -7,6 +7,8 @@ the others (`Acknowledge`, `Send`, ...) out: durable before visible.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from fl_protocol.bundle import Better, Bundle
 from fl_protocol.messages import (
     Ask,
@@ -21,6 +23,7 @@ from fl_protocol.messages import (
     Plan,
     Result,
     Update,
+    Want,
 )
 from fl_protocol.tensors import ModelLayout, Vector
 from fl_protocol.topics import Topic
@@ -39,10 +42,14 @@ class Online:
 
 @dataclass(frozen=True)
 class Received:
-    """A message of a device, decoded; `device` is from the topic, `num_bytes` counts topic and payload."""
+    """A message of a device, decoded; `device` is from the topic, `num_bytes` counts topic and payload.
+
+    The payload of an update is the sealed message: header, signature, statistics and the compressed delta. MQTT's own
+    5 to 10 bytes a packet are not counted, nor, of an update in chunks, what carries each of them (some 120 bytes).
+    """
 
     device: str
-    message: DeviceState | DeviceInfo | DeviceEvent | Envelope | Offer | Chunk | Get
+    message: DeviceState | DeviceInfo | DeviceEvent | Envelope | Offer | Chunk | Get | Want
     num_bytes: int = 0
 
 
@@ -124,6 +131,8 @@ class Release:
     num_bytes: int = 0
     step_norm: float = 0.0
     elapsed_s: float = 0.0
+    residual: Vector = field(default_factory=lambda: np.zeros(0, np.float32))  # wanted and not published; or empty
+    delta: bytes | None = None  # from the version before, where it can be said; not kept
 
 
 @dataclass(frozen=True)
@@ -230,13 +239,35 @@ class Clear:
 
 @dataclass(frozen=True)
 class SendObject:
-    """Publish chunks of the object `sha256` on a topic, QoS 0: all, or at most `window` of the `missing`."""
+    """Publish chunks of the object `sha256` on a topic, QoS 0: all, or at most `window` of the `missing`.
+
+    `data` is the object itself where it lies nowhere yet.
+    """
 
     topic: Topic
     sha256: str
     chunk_size: int
     missing: bytes | None = None
     window: int = 0
+    data: bytes | None = None
+
+
+@dataclass(frozen=True)
+class SendDelta:
+    """Answer a device that wants a version: what is shortest from the one that it holds, QoS 0."""
+
+    topic: Topic
+    want: Want
+    layout: ModelLayout
+    chunk_size: int
+
+
+@dataclass(frozen=True)
+class DropParts:
+    """What lies on the disk of an upload is of no use any more: its verdict does."""
+
+    device: str
+    sha256: str
 
 
 @dataclass(frozen=True)
@@ -258,5 +289,5 @@ class Note:
     text: str
 
 
-Visible = Send | Clear | SendObject | Evaluate | Note
+Visible = Send | Clear | SendObject | SendDelta | DropParts | Evaluate | Note
 Effect = Durable | Visible

@@ -4,16 +4,18 @@ import hashlib
 import logging
 import re
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterator
 from pathlib import Path
 
+from broker_aggregator.deltas import Deltas
 from broker_aggregator.evaluation import Evaluator, Examples
 from broker_aggregator.storage import ReadableStore
 from fl_protocol.bundle import MAX_BUNDLE_BYTES, Bundle
 from fl_protocol.durable import OS_FILES, Files, write_durably
-from fl_protocol.errors import ConfigError, ProtocolError
+from fl_protocol.errors import Code, ConfigError, ProtocolError
+from fl_protocol.file_source import FileSource, sha256_of
 from fl_protocol.messages import Chunk
-from fl_protocol.transfer import Outgoing
+from fl_protocol.transfer import Outgoing, Source
 
 log = logging.getLogger("aggregator")
 CACHED = 8
@@ -47,6 +49,7 @@ class Objects:
     def __init__(self, bundles: Path, store: ReadableStore, files: Files = OS_FILES) -> None:
         self._folder, self._store, self._files = bundles, store, files
         self._outgoing: OrderedDict[tuple[str, int], Outgoing] = OrderedDict()
+        self.deltas = Deltas(store)
         self._evaluators: dict[tuple[str, str], Evaluator] = {}
 
     def bundle(self, sha256: str) -> Bundle | None:
@@ -55,35 +58,39 @@ class Objects:
             return None
         return Bundle.read(self._files.read(self._folder / sha256), sha256)
 
-    def _data(self, sha256: str) -> bytes | None:
-        if self._files.is_file(self._folder / sha256):
-            data = self._files.read(self._folder / sha256)
-            if hashlib.sha256(data).hexdigest() == sha256:
-                return data
-            log.error("%s is damaged: copy the bundle there again, or `task change` with it", self._folder / sha256)
-            return None
-        return self._store.vector_bytes(sha256)
+    def _source(self, sha256: str) -> bytes | Source | None:
+        """A bundle is read as it is sent, having been verified once; what the store makes is held."""
+        path = self._folder / sha256
+        if not self._files.is_file(path):
+            return self.deltas.get(sha256) or self._store.vector_bytes(sha256)
+        if sha256_of(path, self._files) == sha256:
+            return FileSource(path, sha256, self._files)
+        log.error("%s is damaged: copy the bundle there again, or `task change` with it", path)
+        return None
 
-    def chunks(self, sha256: str, chunk_size: int, missing: bytes | None, window: int) -> Iterable[Chunk]:
+    def chunks(self, sha256: str, chunk_size: int, missing: bytes | None, window: int) -> Iterator[Chunk]:
         """The first `window` chunks whose bit is set, or all; none of an object not here or a bitmap not its own."""
         key = (sha256, chunk_size)
         if key not in self._outgoing:
-            data = self._data(sha256) if _SHA256.fullmatch(sha256) else None
-            if data is None:
-                return ()
+            source = self._source(sha256) if _SHA256.fullmatch(sha256) else None
+            if source is None:
+                return
             try:
-                self._outgoing[key] = Outgoing(data, chunk_size)
+                self._outgoing[key] = Outgoing(source, chunk_size)
             except ProtocolError:
-                return ()
+                return
             while len(self._outgoing) > CACHED:
                 self._outgoing.popitem(last=False)
         outgoing = self._outgoing[key]
-        if missing is None:
-            return (outgoing.chunk(i) for i in range(outgoing.count))
         try:
-            return outgoing.chunks(missing, window)
-        except ProtocolError:
-            return ()
+            if missing is None:
+                yield from (outgoing.chunk(i) for i in range(outgoing.count))
+            else:
+                yield from outgoing.chunks(missing, window)
+        except ProtocolError as error:
+            if error.code == Code.DISK:
+                log.error("%s", error)
+                self._outgoing.pop(key, None)  # it is looked at again when it is next asked for
 
     def evaluator(self, bundle_sha256: str, path: str) -> Evaluator:
         """An evaluator, made once for a bundle and a file. Raises `ConfigError`, `ProtocolError`."""

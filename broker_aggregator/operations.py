@@ -7,6 +7,7 @@ everything they say or nothing.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import fields as fields_of
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -25,8 +26,9 @@ from broker_aggregator.events import (
 from broker_aggregator.fleet import Device
 from broker_aggregator.task import Task
 from fl_protocol.bundle import Bundle
-from fl_protocol.codec import from_plain, to_plain
+from fl_protocol.codec import from_plain
 from fl_protocol.compression.pipeline import make_compressor
+from fl_protocol.deltas import downlink_step
 from fl_protocol.errors import ConfigError, ProtocolError
 from fl_protocol.messages import Answer, Plan
 from fl_protocol.topics import Kind, build
@@ -112,13 +114,14 @@ def make_plan(fields: Mapping[str, Any], bundle: Bundle, bundle_size: int, name:
         "batch_size": bundle.batch_size,
         **kept,
     }
-    known = set(to_plain(Plan(**base))) - GATEWAY_FIELDS
+    known = {field.name for field in fields_of(Plan)} - GATEWAY_FIELDS - {"extra"}
     for key in fields:
         if key not in known:
             raise ConfigError(f"the plan has no field `{key}`", f"fields: {', '.join(sorted(known))}")
     try:
         plan = from_plain(Plan, {**base, **fields})
         make_compressor(plan.codec, bundle.layout)
+        downlink_step(plan.downlink or {})
     except ProtocolError as error:
         raise ConfigError(error.message, "see docs/quickstart.md for the fields of a task file") from None
     unknown = set(plan.hyper) - set(bundle.hyper)

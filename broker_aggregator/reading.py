@@ -8,12 +8,13 @@ from typing import Any
 from broker_aggregator.releasing import next_release
 from broker_aggregator.storage import ReadableStore
 from broker_aggregator.store_reader import StoreReader
+from broker_aggregator.task import FLOAT32
 from fl_protocol.better import best_of
 from fl_protocol.codec import to_plain
 
 
 def status(store: StoreReader) -> list[dict[str, Any]]:
-    """One entry a task: plan, version, metric, verdicts, bytes, staleness."""
+    """One entry a task: plan, version, metric, verdicts, staleness, and bytes as `TaskStatus` counts them."""
     tasks = []
     for row in store.query("SELECT name, metric, why, better FROM task ORDER BY name"):
         name = row["name"]
@@ -22,9 +23,13 @@ def status(store: StoreReader) -> list[dict[str, Any]]:
             "SELECT version, value, loss, num_bytes, elapsed_s, ts FROM release WHERE task = ? ORDER BY version", name
         )
         verdicts = store.query(
-            "SELECT json_extract(verdict, '$.verdict') AS verdict, count(*) AS n FROM ledger WHERE task = ? GROUP BY 1",
+            "SELECT json_extract(verdict, '$.verdict') AS verdict, count(*) AS n, sum(num_bytes) AS bytes"
+            " FROM ledger WHERE task = ? GROUP BY 1",
             name,
         )
+        bytes_up = sum(row["bytes"] for row in verdicts)
+        accepted = sum(row["n"] for row in verdicts if row["verdict"] == "accepted")
+        plain = accepted * store.layout(name, plan.revision).size * FLOAT32
         disposals = store.query(
             "SELECT disposal, count(*) AS n, avg(staleness) AS staleness FROM ledger"
             " WHERE task = ? AND disposal NOT NULL GROUP BY 1",
@@ -44,7 +49,9 @@ def status(store: StoreReader) -> list[dict[str, Any]]:
                 "updates": {r["verdict"]: r["n"] for r in verdicts},
                 "disposals": {r["disposal"]: r["n"] for r in disposals},
                 "staleness": next((r["staleness"] for r in disposals if r["disposal"] == "counted"), None),
-                "bytes_up": sum(r["num_bytes"] for r in releases),
+                "bytes_up": bytes_up,
+                "bytes_up_float32": plain,
+                "ratio_up": round(plain / bytes_up, 2) if bytes_up else None,
                 "releases": [dict(r) for r in releases],
                 "plan": to_plain(plan),
             }

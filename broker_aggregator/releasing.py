@@ -10,6 +10,7 @@ from broker_aggregator.aggregation import UpdateMeta, UpdateSet
 from broker_aggregator.aggregation.recipes import make_aggregator, make_server_optimizer
 from broker_aggregator.events import Release
 from fl_protocol.compression import decode_statistics, make_compressor
+from fl_protocol.deltas import downlink_step, encode_delta, reconstruct
 from fl_protocol.messages import Plan, Update
 from fl_protocol.tensors import ModelLayout, Vector
 
@@ -67,6 +68,7 @@ def same_again(base: Release, plan: Plan, elapsed_s: float) -> Release:
         num_bytes=0,
         step_norm=0.0,
         elapsed_s=elapsed_s,
+        delta=None,  # whoever holds it knows it by its SHA-256
     )
 
 
@@ -82,7 +84,8 @@ def next_release(
     """Aggregate `used`, in order, on top of `base`.
 
     w_{t+1} = w_t + eta_s (b/K) sum_i n_i^rho s(tau_i) delta_i / sum_i n_i^rho, with tau measured now. `staleness` and
-    `share` are given by a replay, which repeats what was done then.
+    `share` are given by a replay, which repeats what was done then. Where the plan has a `downlink`, what is published
+    is what few bytes say of it, and the rest is carried to the next version.
     """
     size = layout.num_parameters
     if staleness is None:
@@ -103,9 +106,14 @@ def next_release(
     memory, aggregate = rule.aggregate(base.rule or rule.init(size), UpdateSet(meta, decode), share, rng)
     optimizer = make_server_optimizer(plan)
     state: Mapping[str, Vector] = base.optimizer or optimizer.init(size)
-    params, state = optimizer.apply(base.vector[:size], aggregate.step, state)
-    statistics = _statistics(layout, base.vector[size:], used, share)
-    vector = np.concatenate([params, statistics])
+    meant = base.vector + base.residual if base.residual.size else base.vector
+    params, state = optimizer.apply(meant[:size], aggregate.step, state)
+    statistics = _statistics(layout, meant[size:], used, share)
+    wanted = vector = np.concatenate([params, statistics])
+    step, delta, residual = downlink_step(plan.downlink or {}), None, base.residual[:0]
+    if step is not None and np.isfinite(wanted).all():
+        vector = reconstruct(layout, base.vector, wanted, step)
+        residual, delta = wanted - vector, encode_delta(layout, base.vector, vector)
     return Release(
         task=plan.task,
         version=base.version + 1,
@@ -122,6 +130,8 @@ def next_release(
         num_bytes=sum(b.num_bytes for b in used),
         step_norm=float(np.linalg.norm(aggregate.step)),
         elapsed_s=elapsed_s,
+        residual=residual,
+        delta=delta,
     )
 
 

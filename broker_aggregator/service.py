@@ -15,10 +15,11 @@ from dataclasses import dataclass, replace
 from typing import get_args
 
 from broker_aggregator.config import GatewayConfig
-from broker_aggregator.coordinator import Coordinator
+from broker_aggregator.coordinator import UPLOAD_BYTES, UPLOAD_TTL_S, Coordinator
 from broker_aggregator.events import (
     Asked,
     Clear,
+    DropParts,
     Durable,
     Effect,
     Evaluate,
@@ -29,6 +30,7 @@ from broker_aggregator.events import (
     Received,
     SaveDevice,
     Send,
+    SendDelta,
     SendObject,
     Tick,
 )
@@ -40,9 +42,11 @@ from broker_aggregator.storage import Store
 from fl_protocol.bundle import Bundle
 from fl_protocol.codec import decode, encode, parse_json
 from fl_protocol.errors import Code, ProtocolError
-from fl_protocol.messages import Ask, GatewayState, Result, Signed
+from fl_protocol.messages import Ask, Delta, GatewayState, Result, Signed
+from fl_protocol.parts import FileParts
 from fl_protocol.signing import SigningKey, seal, unseal
 from fl_protocol.topics import Kind, Topic, below, build, parse
+from fl_protocol.transfer import Inbox, Parts
 from fl_protocol.transport import Connected, Delivery, Disconnected, Incoming, Undeliverable, Will
 
 log = logging.getLogger("aggregator")
@@ -51,6 +55,7 @@ TICK_S = 0.25
 COMMAND_MS = 60_000  # commands are counted in microseconds of the operator's clock: older ones have expired
 POISON = 2  # crashes with the same delivery in hand
 DURABLE = get_args(Durable)
+UPLOADS = "uploads"  # the directory of updates in the making, beside the store
 NOBODY = "0" * 16  # the incarnation in an answer to what could not be read
 
 
@@ -74,6 +79,7 @@ class Service:
         objects: Objects | None = None,
         measuring: Measuring | None = None,
         machine: Machine = REAL,
+        parts: Parts | None = None,
     ) -> None:
         self.config, self.store, self.key, self._machine = config, store, key, machine
         self.fleet = config.gateway.fleet
@@ -87,6 +93,12 @@ class Service:
             operator_counter=loaded.counters.get(OPERATOR, 0),
             last_versions=versions_of(loaded.counters),
             min_free_bytes=config.gateway.min_free_mb << 20,
+            inbox=Inbox(
+                UPLOAD_BYTES,
+                UPLOAD_TTL_S,
+                parts=parts or FileParts(config.gateway.data_dir / UPLOADS),
+                now=machine.monotonic(),
+            ),
         )
         self.objects = objects or Objects(config.bundles, store)
         self._measuring = measuring or ThreadMeasuring(self.objects.evaluator)
@@ -265,6 +277,10 @@ class Service:
                     self._publish(str(topic), b"", True)
                 case SendObject():
                     self._send_object(effect)
+                case SendDelta():
+                    self._send_delta(effect)
+                case DropParts(device, sha256):
+                    self.coordinator.inbox.discard(device, sha256)
                 case Evaluate():
                     self._measuring.begin(effect)
                 case Note(level, text):
@@ -288,5 +304,25 @@ class Service:
         self._publish(build(Kind.GATEWAY, self.fleet), encode(state), True)
 
     def _send_object(self, effect: SendObject) -> None:
+        if effect.data is not None:
+            self.objects.deltas.keep(effect.data)
         for chunk in self.objects.chunks(effect.sha256, effect.chunk_size, effect.missing, effect.window):
             self._publish(str(effect.topic), encode(chunk), False, qos=0)
+
+    def _send_delta(self, effect: SendDelta) -> None:
+        """Its bytes too, where they fit into one packet. Silence where the version is not kept: the device asks on."""
+        want = effect.want
+        found = self.objects.deltas.between(effect.layout, want.base, want.sha256)
+        if found is None:
+            return
+        base, data = found
+        delta = Delta(
+            task=want.task,
+            sha256=want.sha256,
+            base=base,
+            object=self.objects.deltas.keep(data),
+            size=len(data),
+            chunk_size=effect.chunk_size,
+            data=data if len(data) <= effect.chunk_size else b"",
+        )
+        self._publish(str(effect.topic), encode(delta), False, qos=0)

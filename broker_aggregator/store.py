@@ -176,7 +176,9 @@ class SqliteStore(StoreReader):
                 release.fingerprint,
                 release.sha256,
                 release.vector.astype("<f4").tobytes(),
-                msgpack.packb([pack_vectors(release.rule), pack_vectors(release.optimizer)]),
+                msgpack.packb(
+                    [pack_vectors(v) for v in (release.rule, release.optimizer, {"residual": release.residual})]
+                ),
                 release.share,
                 release.num_examples,
                 release.step_norm,

@@ -159,7 +159,7 @@ class StoreReader:
             raise not_kept(task, version, [r["name"] for r in self.query("SELECT name FROM task")])
         row = rows[0]
         used = self._updates(task, "version = ? AND disposal = 'counted'", row["version"], order="place")
-        rule, optimizer = msgpack.unpackb(row["memory"])
+        rule, optimizer, *published = map(unpack_vectors, msgpack.unpackb(row["memory"]))
         return Release(
             task=task,
             version=row["version"],
@@ -170,12 +170,13 @@ class StoreReader:
             used=tuple((u["device"], u["incarnation"], u["seq"]) for u in used),
             staleness=tuple(u["staleness"] for u in used),
             share=row["share"],
-            rule=unpack_vectors(rule),
-            optimizer=unpack_vectors(optimizer),
+            rule=rule,
+            optimizer=optimizer,
             num_examples=row["num_examples"],
             num_bytes=row["num_bytes"],
             step_norm=row["step_norm"],
             elapsed_s=row["elapsed_s"],
+            residual=published[0]["residual"] if published else np.zeros(0, np.float32),
         )
 
     def counted_in(self, task: str, version: int) -> list[Buffered]:

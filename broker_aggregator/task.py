@@ -22,7 +22,7 @@ from broker_aggregator.measured import Measured
 from broker_aggregator.releasing import Buffered, first_release, next_release, same_again
 from fl_protocol.better import reaches
 from fl_protocol.bundle import Bundle
-from fl_protocol.messages import Offer, Plan, ReleaseMetrics, TaskState, TaskStatus, Update
+from fl_protocol.messages import Offer, Plan, ReleaseMetrics, Result, TaskState, TaskStatus, Update
 from fl_protocol.tensors import ModelLayout
 
 KEPT_NORMS = 50
@@ -88,6 +88,7 @@ class Task:
 
     def status(self, devices: int, active: int) -> TaskStatus:
         """The page that people watch."""
+        plain = self.verdicts["accepted"] * self.layout.size * FLOAT32
         return TaskStatus(
             task=self.plan.task,
             state=self.plan.state,
@@ -105,7 +106,8 @@ class Task:
             active=active,
             updates=dict(self.verdicts),
             bytes_up=self.bytes_up,
-            bytes_up_float32=self.verdicts["accepted"] * self.layout.size * FLOAT32,
+            bytes_up_float32=plain,
+            ratio_up=round(plain / self.bytes_up, 2) if self.bytes_up else None,
             why=self.why,
         )
 
@@ -126,6 +128,12 @@ class Task:
         """Book what an update was told, and what it cost."""
         self.verdicts[verdict] += 1
         self.bytes_up += num_bytes
+
+    def priced(self, result: Result, num_bytes: int) -> Result:
+        """A verdict with the bytes that the update came in, and those that float32 would have taken."""
+        if not num_bytes:
+            return result  # its offer was answered, and nothing came
+        return replace(result, bytes_up=num_bytes, bytes_up_float32=self.layout.size * FLOAT32)
 
     def accept(self, buffered: Buffered, now: float) -> None:
         """Put an admitted update into the buffer."""

@@ -26,6 +26,7 @@ from edge_agent.identity import Identity, describe, load_key, software_version
 from edge_agent.inference import Predictor
 from edge_agent.limits import cores, free_memory_mb, hold_memory
 from edge_agent.logs import log_to_stderr
+from edge_agent.metered import MeteredLink
 from edge_agent.objects import Objects
 from edge_agent.outbox import Outbox
 from edge_agent.runtime import Runtime
@@ -89,18 +90,24 @@ def _run(config: AgentConfig, options: argparse.Namespace) -> int:
             restored.boot,
         )
         settings = AgentSettings(
-            gate=config.gate, predict_s=config.inference.interval_s, health_s=config.health.publish_s
+            gate=config.gate,
+            budget=config.budget,
+            predict_s=config.inference.interval_s,
+            health_s=config.health.publish_s,
+            state_s=config.health.state_s,
         )
         rng = np.random.default_rng(config.training.seed)
         training, runtime = config.training, _runtime(config.training)
+        metered = MeteredLink(config.budget.metered)
+        objects = Objects(config.device.state_dir / "objects")
         service = Service(
-            Agent(identity, describe(identity), settings, restored, rng),
+            Agent(identity, describe(identity), settings, restored, rng, parts=objects.parts),
             _transport(config, identity.will),
             outbox,
-            Objects(config.device.state_dir / "objects"),
+            objects,
             _source(config),
             ThreadWorker(_trainers(training, runtime)),
-            lambda: read_sensors(config.device.state_dir, metered=config.broker.metered),
+            lambda: read_sensors(config.device.state_dir, metered=config.broker.metered or metered()),
             broker="the broker at {}:{}".format(*config.broker.address),
             measure_s=config.health.measure_s,
             make_predictor=_predictors(training, runtime),

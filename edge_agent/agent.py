@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from numpy.random import Generator
 
 from edge_agent import events as e
+from edge_agent.budget import Budget, BudgetConfig
 from edge_agent.gate import YES, GateConfig, Reading, may_train
 from edge_agent.identity import Identity
 from edge_agent.intake import ReadBundle
@@ -28,13 +29,15 @@ from fl_protocol.bundle import Bundle
 from fl_protocol.codec import decode_as
 from fl_protocol.errors import Code, ProtocolError
 from fl_protocol.topics import Kind, Topic, parse
+from fl_protocol.transfer import Parts
 from fl_protocol.transport import Connected, Delivery, Disconnected, Limits, Undeliverable
 
 JITTER_S = 2.0  # over which a fleet spreads what it sends again after a reconnect or a gateway's start
 EXAMPLES_RETRY_S = 60.0
 TRAINING_RETRY_S = (60.0, 3600.0)  # after a failure: at first, and at most
 NEVER = float("inf")
-_OWN = ((Kind.RESULT, 1), (Kind.GRANT, 1), (Kind.CHUNK_DOWN, 0), (Kind.DESIRED, 1), (Kind.STATE, 1))
+FLOAT32 = 4  # bytes
+_OWN = ((Kind.RESULT, 1), (Kind.GRANT, 1), (Kind.CHUNK_DOWN, 0), (Kind.DELTA, 0), (Kind.DESIRED, 1), (Kind.STATE, 1))
 _FLEET = ((Kind.SYNC, 1), (Kind.GATEWAY, 1))
 
 
@@ -43,8 +46,10 @@ class AgentSettings:
     """What the operator decides about the heart."""
 
     gate: GateConfig = field(default_factory=GateConfig)
+    budget: BudgetConfig = field(default_factory=BudgetConfig)
     predict_s: float = 10.0  # 0: never
     health_s: float = 30.0
+    state_s: float = 10.0  # between two words of a device at work about what it is at
 
 
 class Agent:
@@ -58,12 +63,13 @@ class Agent:
         restored: e.Restored,
         rng: Generator,
         read_bundle: ReadBundle = Bundle.read,
+        parts: Parts | None = None,
     ) -> None:
         self._identity, self._settings, self._rng = identity, settings, rng
         self._effects: list[e.Effect] = []
-        self._telling = Telling(identity, info, self._effects.append)
+        self._telling = Telling(identity, info, self._effects.append, settings.state_s)
         self._trust = Trust(identity, restored.counters, self._effects.append)
-        self._tasks = Tasks(restored, identity, read_bundle)
+        self._tasks = Tasks(restored, identity, read_bundle, parts)
         self._seq = restored.seq
         self._link: Limits | None = None
         self._gateway: tuple[int, int] | None = None
@@ -71,9 +77,16 @@ class Agent:
         self._training: Training | None = None
         self._measured, self._gate = e.Measured(Reading()), YES
         self._unsaved = Unsaved()
+        self._budget = Budget(settings.budget, restored.spent)
+        self._lacking, self._lacked = "", -1  # why it waits for bytes; the last day on which it said so
         self._announce_at, self._health_at, self._predict_at = NEVER, 0.0, 0.0
         self._patience = Patience()
         self.wake_at = 0.0
+
+    @property
+    def counts(self) -> bool:
+        """Whether it wants to be told by `Counted` what passes the socket."""
+        return self._budget.counts
 
     def handle(self, event: e.Event, now: float) -> list[e.Effect]:
         """Take one event; `now` in seconds, of a clock that only grows."""
@@ -98,9 +111,9 @@ class Agent:
                 self._telling.disconnected()
             case Undeliverable(topic, size, reason):
                 self._undeliverable(topic, size, reason, now)
-            case e.Loaded(sha256, data):
+            case e.Loaded(sha256, data, other):
                 for each in self._tasks:
-                    self._effects += each.intake.loaded(sha256, data)
+                    self._effects += each.intake.loaded(sha256, data, other)
             case e.Saved(effect):
                 self._saved(effect, now)
             case e.DiskFull(effect):
@@ -119,10 +132,17 @@ class Agent:
                 self._training_failed(code, why, now)
             case e.Measured():
                 self._measured, self._gate = event, may_train(self._settings.gate, event.reading, self._gate.hot)
+                self._budget.count(event.bytes_up, event.bytes_down, now)
+                self._budget.measure(event.reading.metered, event.reading.local_s, now)
+            case e.Counted(bytes_up, bytes_down):
+                self._budget.count(bytes_up, bytes_down, now)
             case e.Predicted(name, version, guess):
-                self._telling.prediction(name, version, guess)
+                if self._budget.may_begin():
+                    self._telling.prediction(name, version, guess)
             case e.Stop():
                 self._stopping = True
+                if spent := self._budget.close():
+                    self._effects.append(e.SaveSpent(spent))
             case e.Tick():
                 pass
 
@@ -160,12 +180,17 @@ class Agent:
                 self._verdict(self._trust.unseal(m.Result, name, payload), name, now)
             case Kind.GRANT:
                 grant = decode_as(m.Grant, payload)
-                for sending in self._tasks.sendings:
-                    self._effects += sending.granted(grant, now)
+                if self._budget.may_send(1):
+                    for sending in self._tasks.sendings:
+                        self._effects += sending.granted(grant, now)
             case Kind.CHUNK_DOWN | Kind.BROADCAST if self._link:
                 chunk = decode_as(m.Chunk, payload)
                 for known in self._tasks:
                     self._effects += known.intake.heard(chunk, now, self._link)
+            case Kind.DELTA:
+                delta = decode_as(m.Delta, payload)
+                if wanting := self._tasks.get(delta.task):
+                    self._effects += wanting.intake.answered(delta, now)
             case Kind.STATE if payload:
                 self._telling.heard_own_state(decode_as(m.DeviceState, payload))
             case Kind.GATEWAY if payload:
@@ -196,6 +221,8 @@ class Agent:
         if state.state == "ready" and (state.boot, state.bseq) != self._gateway:
             self._gateway = state.boot, state.bseq
             self._send_again(now)
+            for task in self._tasks:
+                task.intake.ask_again(now + JITTER_S * self._rng.random())
 
     def _send_again(self, now: float) -> None:
         for sending in self._tasks.sendings:
@@ -233,7 +260,8 @@ class Agent:
         if training is None or self._tasks.get(training.task.name) is not training.task:
             return  # the task has ended meanwhile
         try:
-            effect = training.make_update(result, self._identity, self._seq + 1, self._rng)
+            most = self._budget.next_update()
+            effect = training.make_update(result, self._identity, self._seq + 1, self._rng, most)
         except ValueError as error:
             self._failed(training.task, Code.NAN, str(error), now)
             return
@@ -241,8 +269,10 @@ class Agent:
         training.task.failures, training.task.pending = 0, effect.update
         self._effects.append(effect)
         work = f"{result.local_steps} steps on {result.num_examples} examples in {result.train_seconds:.1f} s"
-        size = len(effect.update.sealed)
-        text = f"{training.task.name}: trained from version {training.base.version}, {work}; {size} bytes to send"
+        size, plain = len(effect.update.sealed), training.work.bundle.layout.size * FLOAT32
+        self._budget.made(size, now)
+        fewer = f"{size} bytes to send, as float32 {plain}: {plain / size:.1f} times fewer"
+        text = f"{training.task.name}: trained from version {training.base.version}, {work}; {fewer}"
         self._effects.append(e.Note("info", text))
 
     def _training_failed(self, code: Code | None, why: str, now: float) -> None:
@@ -260,22 +290,35 @@ class Agent:
     # --- what is due ---------------------------------------------------------------------------------------------
 
     def _next(self, now: float) -> None:
+        if spent := self._budget.take_save():
+            self._effects.append(e.SaveSpent(spent))
         for task in self._tasks:
             busy = self._training is not None and self._training.task is task
-            task.intake.hungry = not busy or self._settings.predict_s > 0
+            task.intake.room = self._budget.room(self._tasks.promised(task))
+            task.intake.hungry = not task.intake.unheard and (not busy or self._settings.predict_s > 0)
             self._effects += task.intake.next(now, self._link, self._rng)
             for error in task.intake.take_complaints():
                 self._telling.complain("refused", error.code, f"{task.name}: {error.message}", now)
             if task.intake.work:
                 self._look_for_examples(task, task.intake.work.bundle, now)
-            if task.sending and self._link and not self._stopping:
+            if task.sending and self._link and not self._stopping and self._budget.may_send(task.sending.cost):
                 self._effects += task.sending.next(now, self._link, self._rng)
         self._effects += self._unsaved.take(now)
+        self._save_bytes(now)
         self._look_again(now)
         self._train(now)
         self._predict(now)
         self._tell(now)
         self.wake_at = self._next_wake(now)
+
+    def _save_bytes(self, now: float) -> None:
+        """Know, and tell once a day, why the device waits for bytes."""
+        self._lacking = self._tasks.lacking(self._budget)
+        if self._lacking:
+            self._budget.rested()
+            if self._lacked != self._budget.days:
+                self._lacked = self._budget.days
+                self._telling.complain("byte budget", None, self._lacking, now, level="warning")
 
     def _look_for_examples(self, task: Task, bundle: Bundle, now: float) -> None:
         if task.examples_for != bundle.sha256 or now >= task.look_at:
@@ -284,7 +327,7 @@ class Agent:
 
     def _look_again(self, now: float) -> None:
         """A broker's queue may have dropped what this device waits for, or what it said of itself: nobody was told."""
-        if self._link and self._patience.is_over(now, self._rng):
+        if self._link and not self._lacking and self._patience.is_over(now, self._rng):
             self._follow(((Kind.DESIRED, 1),))
             self._telling.say_state_again()
 
@@ -296,7 +339,7 @@ class Agent:
                 self._effects.append(e.Pause(self._paused))
             return
         ready = [Training(task, *work) for task in self._tasks if (work := task.work_to_do(now))]
-        if ready and self._gate.may and not self._unsaved and not self._stopping:
+        if ready and self._gate.may and self._budget.may_begin() and not self._unsaved and not self._stopping:
             self._training, self._paused = min(ready, key=lambda t: t.task.last_turn), False
             self._training.task.last_turn = now
             self._patience.renew(now, self._rng)
@@ -318,8 +361,9 @@ class Agent:
             self._telling.announce()
         if now >= self._health_at:
             self._health_at = now + self._settings.health_s
-            self._telling.health(self._measured, self._gate)
-        self._telling.state(*self._state())
+            if self._budget.may_begin():
+                self._telling.health(self._measured, self._gate, self._budget.tightest)
+        self._telling.state(now, *self._state())
 
     def _state(self) -> tuple[m.StateName, str | None, int | None, str]:
         """What the device is doing, or waits for."""
@@ -331,9 +375,12 @@ class Agent:
             return "sleeping", None, None, "the disk is full"
         for task in self._tasks:
             if task.pending:
-                return "uploading", task.name, task.pending.base_version, ""
+                may = task.sending is None or self._budget.may_send(task.sending.cost)
+                return "uploading" if may else "sleeping", task.name, task.pending.base_version, self._lacking
         if not self._gate.may:
             return "sleeping", None, None, self._gate.because
+        if self._lacking:
+            return "sleeping", None, None, self._lacking
         for task in self._tasks:
             name, why = task.situation()
             return name, task.name, task.intake.model.version if task.intake.model else None, why
@@ -342,15 +389,17 @@ class Agent:
         return "ready", None, None, "no task"
 
     def _next_wake(self, now: float) -> float:
-        times = [self._unsaved.wake_at, self._announce_at, self._health_at]
+        times = [self._unsaved.wake_at, self._announce_at, self._health_at, self._telling.wake_at]
         if self._settings.predict_s:
             times.append(self._predict_at)
-        if self._link:
+        if self._link and not self._lacking:
             times.append(self._patience.wake_at)
         for task in self._tasks:
             times.append(task.look_at)
             if task.train_at > now:
                 times.append(task.train_at)
             if self._link:
-                times += [task.intake.wake_at, task.sending.wake_at if task.sending else NEVER]
+                times.append(task.intake.wake_at)
+            if self._link and task.sending and self._budget.may_send(task.sending.cost):
+                times.append(task.sending.wake_at)
         return min(times)

@@ -7,7 +7,9 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
+from edge_agent.budget import BudgetConfig
 from edge_agent.gate import GateConfig
+from edge_agent.metered import check_metered
 from edge_agent.training import Provider
 from fl_protocol import broker
 from fl_protocol.messages import Id, Key
@@ -74,6 +76,7 @@ class HealthConfig:
 
     measure_s: PositiveSeconds = 10.0
     publish_s: PositiveSeconds = 30.0
+    state_s: Seconds = 10.0  # at most so often a device at work says what it is at
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +96,7 @@ class AgentConfig:
     data: DataConfig
     broker: BrokerConfig = field(default_factory=BrokerConfig)
     gate: GateConfig = field(default_factory=GateConfig)
+    budget: BudgetConfig = field(default_factory=BudgetConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     inference: InferenceConfig = field(default_factory=InferenceConfig)
     health: HealthConfig = field(default_factory=HealthConfig)
@@ -102,6 +106,7 @@ class AgentConfig:
 def load_config(path: Path, environ: Mapping[str, str]) -> AgentConfig:
     """Read `path`, with `ANABRANCH_SECTION__KEY` on top; relative paths start at the file. Raises `ConfigError`."""
     config = load_settings(AgentConfig, path, environ)
+    check_metered(config.budget.metered)
     base = path.resolve().parent
     return replace(
         config,

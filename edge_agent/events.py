@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from edge_agent.budget import Spent
 from edge_agent.gate import Reading, Vitals
 from edge_agent.training import TrainingResult, WorkOrder
 from fl_protocol.bundle import Bundle
@@ -57,6 +58,7 @@ class Restored:
     pending: tuple[PendingUpdate, ...] = ()
     residuals: Mapping[str, LocalVector] = field(default_factory=dict)  # by task
     personal: Mapping[str, LocalVector] = field(default_factory=dict)  # by task
+    spent: Spent = field(default_factory=Spent)  # of the day's byte budget
 
 
 # --- effects: durable --------------------------------------------------------------------------------------------
@@ -95,6 +97,13 @@ class SaveCounter:
 
 
 @dataclass(frozen=True)
+class SaveSpent:
+    """What is booked on the day's byte budget, a little ahead of what was spent."""
+
+    spent: Spent
+
+
+@dataclass(frozen=True)
 class SaveObject:
     """A verified object, under its SHA-256."""
 
@@ -109,7 +118,7 @@ class KeepObjects:
     sha256s: frozenset[str]
 
 
-Durable = SaveUpdate | Settle | Forget | SaveCounter | SaveObject | KeepObjects
+Durable = SaveUpdate | Settle | Forget | SaveCounter | SaveSpent | SaveObject | KeepObjects
 
 # --- effects: the rest -------------------------------------------------------------------------------------------
 
@@ -140,9 +149,10 @@ class Unsubscribe:
 
 @dataclass(frozen=True)
 class Load:
-    """Read an object from the disk; `Loaded` follows."""
+    """Read an object from the disk; `Loaded` follows. Where it is not, one of `or_size` bytes would do, 0: none."""
 
     sha256: str
+    or_size: int = 0
 
 
 @dataclass(frozen=True)
@@ -212,10 +222,11 @@ class DiskFull:
 
 @dataclass(frozen=True)
 class Loaded:
-    """An object from the disk; None if it is not there."""
+    """An object from the disk; None if it is not there. `other` is one of the size asked for in its stead."""
 
     sha256: str
     data: bytes | None
+    other: bytes | None = None
 
 
 @dataclass(frozen=True)
@@ -262,6 +273,14 @@ class Measured:
 
 
 @dataclass(frozen=True)
+class Counted:
+    """What passed the socket since the start; told at each change, where a byte budget holds."""
+
+    bytes_up: int
+    bytes_down: int
+
+
+@dataclass(frozen=True)
 class Guess:
     """What the model says of one example; a model without labels gives its first output as `label`."""
 
@@ -302,6 +321,7 @@ Event = (
     | Trained
     | TrainingFailed
     | Measured
+    | Counted
     | Predicted
     | Tick
     | Stop

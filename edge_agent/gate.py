@@ -34,6 +34,7 @@ class Reading:
     metered: bool | None = None
     disk_free_mb: float | None = None
     minute_of_day: int | None = None  # local time; None without a clock
+    local_s: float | None = None  # seconds since 1970 by the local clock, whose midnights begin a day; None without one
 
 
 @dataclass(frozen=True)

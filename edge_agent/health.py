@@ -28,6 +28,7 @@ def read_sensors(state_dir: Path, sys: Path = Path("/sys"), metered: bool | None
         metered=metered,
         disk_free_mb=_disk_free_mb(state_dir),
         minute_of_day=local.tm_hour * 60 + local.tm_min if now > _CLOCK_SET else None,
+        local_s=now + local.tm_gmtoff if now > _CLOCK_SET else None,
     )
 
 

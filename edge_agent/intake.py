@@ -6,21 +6,23 @@ its hash and its content have been checked, and what is checked is used at once 
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.random import Generator
 
-from edge_agent.download import Download, Target
+from edge_agent.download import Arrived, Download, Held, Target
 from edge_agent.events import Effect, Load, Note, SaveObject, Send, Subscribe, Unsubscribe
 from edge_agent.identity import Identity
 from edge_agent.training import WorkOrder
 from fl_protocol.bundle import MAX_BUNDLE_BYTES, Bundle
 from fl_protocol.compression.pipeline import Compressor, make_compressor
+from fl_protocol.deltas import apply_delta, decode_keyframe
 from fl_protocol.errors import Code, ProtocolError
-from fl_protocol.messages import Chunk, Manifest, Plan
-from fl_protocol.tensors import Vector
+from fl_protocol.messages import Chunk, Delta, Manifest, Plan, Want
+from fl_protocol.tensors import ModelLayout, Vector
 from fl_protocol.topics import Kind
+from fl_protocol.transfer import Parts
 from fl_protocol.transport import Limits
 
 ReadBundle = Callable[[bytes, str], Bundle]  # bytes and the SHA-256 that they should have; raises ProtocolError
@@ -30,7 +32,7 @@ BROADCAST_WAIT_S = (1.0, 2.0)  # a new version is broadcast to all; what was not
 
 @dataclass(frozen=True)
 class Model:
-    """A verified version; `vector` has shape (layout.size,)."""
+    """A verified version; `vector` has shape (layout.size,). Its number is -1 where only the disk has kept it."""
 
     version: int
     sha256: str
@@ -78,17 +80,22 @@ def _decimal(name: str, text: str) -> float:
 class Intake:
     """What is known of one task, and held for it."""
 
-    def __init__(self, task: str, identity: Identity, read_bundle: ReadBundle = Bundle.read) -> None:
-        self.task, self._identity, self._read_bundle = task, identity, read_bundle
+    def __init__(
+        self, task: str, identity: Identity, read_bundle: ReadBundle = Bundle.read, parts: Parts | None = None
+    ) -> None:
+        self.task, self._identity, self._read_bundle, self._parts = task, identity, read_bundle, parts
         self.plan: Plan | None = None
         self.manifest: Manifest | None = None
         self.bundle: Bundle | None = None
         self.work: Work | None = None
         self.model: Model | None = None
+        self._kept: Model | None = None  # what the disk had from before this start, for deltas to begin from
+        self._initial = ""  # SHA-256 of the bundle's own parameters as a version
         self.refused = ""  # why the last object that came whole is not used
         self.hungry = True  # versions are wanted as they come: the device is not training, or it predicts
+        self.room: int | None = None  # bytes for what begins now; None: any; below 0: nothing goes on
         self._announced: Manifest | None = None  # the manifest, if it fits
-        self._listening = False  # the broadcast of versions is heard
+        self._hears: dict[Kind, int] = {}  # what is subscribed to of versions, with its QoS
         self._broadcast_follows = False
         self._complaints: list[ProtocolError] = []
         self._download: Download | None = None
@@ -99,14 +106,19 @@ class Intake:
         Manifests at QoS 0: the newest is retained, and comes with the subscription. At QoS 1 a broker would keep each
         that a device has slept through, and send it all of them first (docs/decisions/0016).
         """
-        self._listening = False
+        self._hears = {Kind.MANIFEST: 0}
         if self._download is not None:
             self._download.resume()
         return [Subscribe(((self._topic(Kind.PLAN), 1), (self._topic(Kind.MANIFEST), 0)))]
 
+    def ask_again(self, at: float) -> None:
+        """The gateway's connection is a new one: what was asked of it, and was on its way, is lost."""
+        if self._download is not None:
+            self._download.resume(at)
+
     def leave(self) -> list[Effect]:
         """Hear no more of it."""
-        self._listening = False
+        self._hears = {}
         return [Unsubscribe(tuple(map(self._topic, (Kind.PLAN, Kind.MANIFEST, Kind.BROADCAST))))]
 
     def take_plan(self, plan: Plan) -> None:
@@ -125,12 +137,13 @@ class Intake:
             raise ProtocolError(
                 Code.DOWNGRADE, f"version {manifest.version} after {self.model.version}; they only grow"
             )
-        self.manifest, self._broadcast_follows = manifest, fresh and self._listening
+        self.manifest, self._broadcast_follows = manifest, fresh and Kind.BROADCAST in self._hears
         self._review()
 
     def take_complaints(self) -> list[ProtocolError]:
-        """What is wrong with plan or manifest, once."""
+        """What is wrong with plan or manifest, or stands in the way of what they name, once."""
         complaints, self._complaints = self._complaints, []
+        complaints += self._download.take_complaints() if self._download else []
         return complaints
 
     @property
@@ -138,7 +151,26 @@ class Intake:
         """The objects that the disk should keep for this task."""
         named = (self.plan and self.plan.bundle_sha256, self.manifest and self.manifest.sha256)
         held = (self.bundle and self.bundle.sha256, self.model and self.model.sha256)
-        return frozenset(sha256 for sha256 in named + held if sha256)
+        fetching = self._download and self._download.fetching
+        return frozenset(sha256 for sha256 in (*named, *held, fetching) if sha256)
+
+    @property
+    def lacks(self) -> int:
+        """Bytes of an object that waits for room: the one that is to be fetched, or the next that is broadcast."""
+        return self._download.lacks if self._download and self._download.lacks else self.unheard
+
+    @property
+    def unheard(self) -> int:
+        """Bytes of the next broadcast, which is guessed to be like the last, if there is no room to hear it."""
+        if self.room is None or (self.room >= 0 and self.promised):
+            return 0
+        size = (self._announced.delta_size or self._announced.size) if self._announced else 1
+        return 0 if size <= self.room else size
+
+    @property
+    def promised(self) -> int:
+        """Bytes of an object that is on its way because there was room for it."""
+        return self._download.promised if self._download else 0
 
     @property
     def wake_at(self) -> float:
@@ -155,22 +187,30 @@ class Intake:
         if target is None:
             self._download = None
         elif download is None or (download.target != target and not self._finishes(download, now)):
-            waits = target.kind == "version" and self._broadcast_follows
-            self._download = Download(target, now + rng.uniform(*BROADCAST_WAIT_S) * waits)
-            effects.append(Load(target.sha256))
-        elif link is not None and (get := download.next_get(now, link)):
-            effects.append(Send(self._topic(Kind.GET), get))
+            next_one = bool(target.delta and self.model and self.model.version == target.version - 1)
+            waits = target.kind == "version" and self._broadcast_follows and (next_one or not target.asks)
+            self._download = Download(target, now + rng.uniform(*BROADCAST_WAIT_S) * waits, self.room, self._parts)
+            search = target.asks and self.model is None and self._kept is None
+            effects.append(Load(target.sha256, target.size if search else 0))
+        elif link is not None and (word := download.next(now, link, self.room)):
+            effects.append(Send(self._topic(Kind.WANT if isinstance(word, Want) else Kind.GET), word))
         return effects
 
-    def loaded(self, sha256: str, data: bytes | None) -> list[Effect]:
-        """An object as the disk has it; a damaged one is fetched like a missing one."""
+    def loaded(self, sha256: str, data: bytes | None, other: bytes | None = None) -> list[Effect]:
+        """An object as the disk has it; a damaged one is fetched like a missing one.
+
+        `other`: one of the same size in its stead, probably an earlier version; a delta may begin from it.
+        """
         download = self._download
         if download is None or download.target.sha256 != sha256:
             return []
-        download.not_on_disk()
+        if other is not None:
+            self._kept = _keep(other)
+        base = self.model or self._kept
+        download.not_on_disk(Held(base.version, base.sha256) if base else None)
         if data is not None:
             try:
-                self._accept(download.target, data)
+                self._accept(download.target, Arrived("whole", data))
             except ProtocolError as error:
                 return [Note("warning", f"{self.task}: the stored {download.target.kind} is damaged: {error}")]
         return []
@@ -178,28 +218,34 @@ class Intake:
     def heard(self, chunk: Chunk, now: float, link: Limits) -> list[Effect]:
         """A chunk, broadcast or asked for. Raises `ProtocolError` for a bad one, or a bad object once it is whole."""
         download = self._download
-        if download is None or download.target.sha256 != chunk.sha256:
-            return []
-        data = download.heard(chunk, now, link)
-        if data is None:
+        return self._arrived(download, download.heard(chunk, now, link), now) if download else []
+
+    def answered(self, delta: Delta, now: float) -> list[Effect]:
+        """The gateway's answer to a `Want`. Raises `ProtocolError` for one of no use."""
+        download = self._download
+        return self._arrived(download, download.answered(delta, now), now) if download else []
+
+    def _arrived(self, download: Download, arrived: Arrived | None, now: float) -> list[Effect]:
+        if arrived is None:
             return []
         try:
-            self._accept(download.target, data)
+            data = self._accept(download.target, arrived)
         except ProtocolError as error:
             download.failed(now)
             self.refused = f"the {download.target.kind} is refused: {error}"
             raise
         self.refused = ""
-        return [SaveObject(chunk.sha256, data)]
+        return [SaveObject(download.target.sha256, data)]
 
     def _listen(self) -> list[Effect]:
-        """Hear the broadcast exactly while versions are wanted."""
-        wanted = self.hungry and self.plan is not None
-        if wanted == self._listening:
-            return []
-        self._listening = wanted
-        topic = self._topic(Kind.BROADCAST)
-        return [Subscribe(((topic, 0),)) if wanted else Unsubscribe((topic,))]
+        """Hear manifests and the broadcast exactly while versions are wanted; the newest manifest is retained."""
+        wanted = {Kind.MANIFEST: 0} if self.hungry or self.model is None else {}
+        if self.hungry and self.plan is not None:
+            wanted[Kind.BROADCAST] = 0
+        new = tuple((self._topic(kind), qos) for kind, qos in wanted.items() if kind not in self._hears)
+        old = tuple(self._topic(kind) for kind in self._hears if kind not in wanted)
+        self._hears = wanted
+        return [*([Subscribe(new)] if new else []), *([Unsubscribe(old)] if old else [])]
 
     def _topic(self, kind: Kind) -> str:
         return self._identity.topic(kind, task=self.task, channel="stable", version="+")
@@ -213,23 +259,46 @@ class Intake:
             return Target("bundle", plan.bundle_sha256, plan.bundle_size)
         if announced is None or (model and model.version >= announced.version) or not (self.hungry or model is None):
             return None
-        return Target("version", announced.sha256, announced.size, announced.chunk_size, announced.version)
+        return Target(
+            "version",
+            announced.sha256,
+            announced.size,
+            announced.chunk_size,
+            announced.version,
+            delta=announced.delta or "",
+            delta_size=announced.delta_size or 0,
+            asks=bool(plan.downlink),
+            task=self.task,
+        )
 
     def _finishes(self, download: Download, now: float) -> bool:
         """A version on its way is finished though a newer one is announced; a slow link would never end one else."""
         return self.work is not None and download.target.kind == "version" and download.moving(now)
 
-    def _accept(self, target: Target, data: bytes) -> None:
-        """Check an object, then swap it in. Raises `ProtocolError`, and nothing has changed."""
+    def _accept(self, target: Target, arrived: Arrived) -> bytes:
+        """Check an object, then swap it in; the target's own bytes. Raises `ProtocolError`, and nothing has changed."""
+        data = arrived.data
         if target.kind == "bundle":
             bundle = self._read_bundle(data, target.sha256)
             if self.bundle is None or bundle.layout != self.bundle.layout:
-                self.model = None
-            self.bundle = bundle
+                self.model = self._kept = None
+            self.bundle, self._initial = bundle, hashlib.sha256(_version_bytes(bundle.initial)).hexdigest()
             self._review()
         else:
+            if arrived.form != "whole" and self.bundle:
+                data = self._reconstructed(self.bundle.layout, arrived)
             self.model = Model(target.version, target.sha256, _read_version(target.sha256, data))
+            self._kept = None
         self._download = None
+        return data
+
+    def _reconstructed(self, layout: ModelLayout, arrived: Arrived) -> bytes:
+        base = self.model or self._kept
+        if arrived.form == "keyframe":
+            return _version_bytes(decode_keyframe(layout, arrived.data))
+        if base is None or base.vector.size != layout.size:
+            raise ProtocolError(Code.SHA, "a delta from a version that is not here")
+        return _version_bytes(apply_delta(layout, base.vector, arrived.data))
 
     def _review(self) -> None:
         """See what fits together, after something has changed."""
@@ -242,6 +311,14 @@ class Intake:
             self._announced = _check_manifest(self.manifest, plan, bundle)
         except ProtocolError as error:
             self._complaints.append(error)
+            return
+        announced, model = self._announced, self.model
+        if announced is None or (model and model.version >= announced.version):
+            return
+        if model and model.sha256 == announced.sha256:
+            self.model = replace(model, version=announced.version)  # the same once more
+        elif announced.sha256 == self._initial:
+            self.model = Model(announced.version, announced.sha256, bundle.initial)  # it came with the bundle
 
 
 def _check_manifest(manifest: Manifest | None, plan: Plan, bundle: Bundle) -> Manifest | None:
@@ -255,6 +332,19 @@ def _check_manifest(manifest: Manifest | None, plan: Plan, bundle: Bundle) -> Ma
     if manifest.size != 4 * bundle.layout.size:
         raise ProtocolError(Code.SIZE, f"version {manifest.version} has {manifest.size} bytes")
     return manifest
+
+
+def _version_bytes(vector: Vector) -> bytes:
+    return vector.astype("<f4", copy=False).tobytes()
+
+
+def _keep(data: bytes) -> Model | None:
+    """What the disk kept as a version of no known number; None where it is not sound."""
+    try:
+        sha256 = hashlib.sha256(data).hexdigest()
+        return Model(-1, sha256, _read_version(sha256, data))
+    except (ProtocolError, ValueError):
+        return None
 
 
 def _read_version(sha256: str, data: bytes) -> Vector:

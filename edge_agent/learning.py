@@ -1,6 +1,5 @@
 """From what a training came to, to the sealed bytes of an update and the two futures of its residual."""
 
-import hashlib
 from dataclasses import dataclass
 
 from numpy.random import Generator
@@ -12,9 +11,12 @@ from edge_agent.task import Task
 from edge_agent.training import TrainingResult
 from fl_protocol.compression.feedback import prepare
 from fl_protocol.compression.float16 import encode_statistics
+from fl_protocol.compression.pipeline import make_compressor
 from fl_protocol.messages import Update
 from fl_protocol.signing import seal_update
 from fl_protocol.topics import Kind
+
+HEADER = 600  # bytes of an update around its payload and statistics: some 500 with topic and signature, long ids aside
 
 
 @dataclass(frozen=True)
@@ -30,13 +32,22 @@ class Training:
         work, personal = self.work, self.task.personal_for(self.work.bundle)
         return Train(self.task.name, work.bundle, self.base.vector, work.order, personal, rng.spawn(1)[0])
 
-    def make_update(self, result: TrainingResult, identity: Identity, seq: int, rng: Generator) -> SaveUpdate:
-        """The update. Raises `ValueError` for a result that is not finite."""
+    def make_update(
+        self, result: TrainingResult, identity: Identity, seq: int, rng: Generator, max_bytes: int | None = None
+    ) -> SaveUpdate:
+        """The update, by the plan's codec. Raises `ValueError` for a result that is not finite.
+
+        With `max_bytes` the codec is asked for a payload that leaves the whole update, its header and statistics
+        included, at most so many bytes; it comes as near as its range allows. How it is read does not depend on that.
+        """
         plan, layout, name = self.work.plan, self.work.bundle.layout, self.task.name
         delta = result.parameters - self.base.vector[: layout.num_parameters]
         residual = self.task.residual_for(self.work)
-        prepared = prepare(self.work.compressor, delta, residual, clip_norm=self.work.clip_norm, rng=rng)
         statistics = encode_statistics(result.statistics)
+        compressor = self.work.compressor
+        if max_bytes is not None:
+            compressor = make_compressor(plan.codec, layout, max(1, max_bytes - len(statistics) - HEADER))
+        prepared = prepare(compressor, delta, residual, clip_norm=self.work.clip_norm, rng=rng)
         update = Update(
             device=identity.device,
             incarnation=identity.incarnation,
@@ -50,7 +61,6 @@ class Training:
             codec=dict(plan.codec),
             payload=prepared.payload,
             statistics=statistics,
-            sha256=hashlib.sha256(prepared.payload + statistics).hexdigest(),
             train_seconds=round(result.train_seconds, 4),
             metrics=dict(result.metrics),
         )

@@ -9,12 +9,24 @@ import secrets
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from edge_agent.events import Forget, LocalVector, PendingUpdate, Restored, SaveCounter, SaveUpdate, Settle
+from edge_agent.budget import Spent
+from edge_agent.events import (
+    Forget,
+    LocalVector,
+    PendingUpdate,
+    Restored,
+    SaveCounter,
+    SaveSpent,
+    SaveUpdate,
+    Settle,
+)
+from edge_agent.storage import Kept
 from fl_protocol.errors import ConfigError
 from fl_protocol.tensors import Vector
 
@@ -68,6 +80,7 @@ class Outbox:
                 pending=tuple(map(_pending, self._db.execute(f"SELECT {_COLUMNS} FROM updates"))),  # noqa: S608
                 residuals=self._vectors("residuals"),
                 personal=self._vectors("personal"),
+                spent=self._spent(),
             )
         except (sqlite3.Error, ValueError, TypeError) as error:
             raise self._unusable(error) from None
@@ -79,7 +92,7 @@ class Outbox:
                 self._set_meta(incarnation=secrets.token_hex(8))
         return str(self._meta("incarnation"))
 
-    def apply(self, effect: SaveUpdate | Settle | Forget | SaveCounter) -> bool:
+    def apply(self, effect: Kept) -> bool:
         """One transaction, on the disk when this returns True; False when the disk is full, and nothing has changed."""
         try:
             with _transaction(self._db):
@@ -93,6 +106,8 @@ class Outbox:
                             self._db.execute(f"DELETE FROM {table} WHERE task = ?", [task])  # noqa: S608
                     case SaveCounter(topic, counter):
                         self._count(topic, counter)
+                    case SaveSpent(spent):
+                        self._set_meta(**{f"spent_{name}": value for name, value in asdict(spent).items()})
         except (sqlite3.Error, OSError) as error:
             if _is_full(error):
                 return False
@@ -141,6 +156,11 @@ class Outbox:
         self._db.execute(
             "INSERT INTO counters VALUES (?1,?2) ON CONFLICT DO UPDATE SET counter = max(counter, ?2)", [topic, counter]
         )
+
+    def _spent(self) -> Spent:
+        names = [field.name for field in fields(Spent)]
+        kept = {name: self._meta(f"spent_{name}") for name in names}
+        return Spent() if kept["total"] is None else Spent(**kept)
 
     def _put(self, table: str, task: str, fingerprint: str, blob: bytes, origin: int) -> None:
         row = [task, fingerprint, blob, origin]

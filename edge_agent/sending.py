@@ -49,6 +49,11 @@ class Sending:
         topic = self._identity.topic(Kind.OFFER)
         return [Send(topic, sign_offer(offer, self._identity.key, self._identity.fleet, topic))]
 
+    @property
+    def cost(self) -> int:
+        """Bytes that the next word leads to: the update, unless its chunks are under way already."""
+        return FRAMING + (0 if self._upload else len(self.update.sealed))
+
     def granted(self, grant: Grant, now: float) -> list[Effect]:
         """The gateway's answer to the offer. Raises `ProtocolError(E_SIZE)` for a bitmap of another size."""
         if self._upload is None or grant.sha256 != self._upload[1].sha256:

@@ -72,6 +72,7 @@ class Service:
         self._worker, self._busy = worker, False
         self._measure_s, self._measure_at = measure_s, 0.0
         self._make_predictor = make_predictor
+        self._counted = (0, 0)
         self._predictors: dict[str, tuple[int, Vector, Predictor]] = {}  # by task, with what it was made of
         self._broker, self._connected = broker, False
 
@@ -93,7 +94,9 @@ class Service:
         """Wait at most `patience_s` for something to happen, and see to it."""
         now = self._clock()
         due_s = self.wake_at - now
-        for event in self._transport.receive(max(0.0, min(patience_s, due_s, LOOK_S if self._busy else patience_s))):
+        come = self._transport.receive(max(0.0, min(patience_s, due_s, LOOK_S if self._busy else patience_s)))
+        self._count()
+        for event in come:
             self._log(event)
             self._feed(event)
             if isinstance(event, Delivery) and event.receipt is not None:
@@ -127,7 +130,7 @@ class Service:
 
     def _perform(self, effect: e.Effect) -> e.Event | None:
         match effect:
-            case e.SaveUpdate() | e.Settle() | e.Forget() | e.SaveCounter():
+            case e.SaveUpdate() | e.Settle() | e.Forget() | e.SaveCounter() | e.SaveSpent():
                 return e.Saved(effect) if self._outbox.apply(effect) else e.DiskFull(effect)
             case e.SaveObject(sha256, data):
                 return e.Saved(effect) if self._objects.save(sha256, data) else e.DiskFull(effect)
@@ -140,8 +143,9 @@ class Service:
                 self._transport.subscribe(filters)
             case e.Unsubscribe(names):
                 self._transport.unsubscribe(names)
-            case e.Load(sha256):
-                return e.Loaded(sha256, self._objects.load(sha256))
+            case e.Load(sha256, or_size):
+                found = self._objects.load(sha256)
+                return e.Loaded(sha256, found, self._objects.of_size(or_size) if or_size and found is None else None)
             case e.ReadExamples():
                 return self._read_examples(effect)
             case e.Train():
@@ -199,6 +203,13 @@ class Service:
     def _measured(self) -> e.Measured:
         sent, received = self._transport.bytes_sent, self._transport.bytes_received
         return e.Measured(self._sensors(), self._vitals(), sent, received)
+
+    def _count(self) -> None:
+        """Tell the heart what passed the socket before it decides anything more, where it has a budget."""
+        counted = self._transport.bytes_sent, self._transport.bytes_received
+        if self._agent.counts and counted != self._counted:
+            self._counted = counted
+            self._feed(e.Counted(*counted))
 
     def _log(self, event: e.Event) -> None:
         """One line for each connection and for each end of one."""

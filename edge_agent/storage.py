@@ -2,9 +2,9 @@
 
 from typing import Any, Protocol
 
-from edge_agent.events import Forget, Restored, SaveCounter, SaveUpdate, Settle
+from edge_agent.events import Forget, Restored, SaveCounter, SaveSpent, SaveUpdate, Settle
 
-Kept = SaveUpdate | Settle | Forget | SaveCounter
+Kept = SaveUpdate | Settle | Forget | SaveCounter | SaveSpent
 """The durable effects that the database keeps; objects are files."""
 
 

@@ -6,6 +6,7 @@ from typing import TypeGuard
 
 import numpy as np
 
+from edge_agent.budget import Budget
 from edge_agent.events import Effect, Forget, LocalVector, PendingUpdate, Restored
 from edge_agent.identity import Identity
 from edge_agent.intake import Intake, Model, ReadBundle, Work
@@ -13,6 +14,7 @@ from edge_agent.sending import Sending
 from fl_protocol.bundle import Bundle
 from fl_protocol.messages import Desired, Result, StateName
 from fl_protocol.tensors import Vector
+from fl_protocol.transfer import Parts
 
 
 @dataclass
@@ -96,8 +98,10 @@ class Task:
 class Tasks:
     """All tasks that the device knows of, by name; those that its disk remembers wait until the gateway names them."""
 
-    def __init__(self, restored: Restored, identity: Identity, read_bundle: ReadBundle) -> None:
-        self._identity, self._read_bundle = identity, read_bundle
+    def __init__(
+        self, restored: Restored, identity: Identity, read_bundle: ReadBundle, parts: Parts | None = None
+    ) -> None:
+        self._identity, self._read_bundle, self._parts = identity, read_bundle, parts
         self.known: dict[str, Task] = {}
         self.assigned = False  # the gateway has spoken since this start
         for name in sorted({*restored.trained, *restored.residuals, *restored.personal}):
@@ -121,6 +125,17 @@ class Tasks:
     def wanted(self) -> frozenset[str]:
         """The objects that the disk should keep."""
         return frozenset(sha256 for task in self.known.values() for sha256 in task.intake.wanted)
+
+    def promised(self, other: Task) -> int:
+        """Bytes of objects that are on their way for all tasks but this one."""
+        return sum(task.intake.promised for task in self if task is not other)
+
+    def lacking(self, budget: Budget) -> str:
+        """Why the device waits for bytes, if it does: the day's are used, or a task lacks room for an object."""
+        sizes = [size for task in self if (size := task.intake.lacks)]
+        if budget.counts and not budget.may_begin():
+            sizes.append(0)
+        return budget.why(min(sizes)) if sizes else ""
 
     @property
     def sendings(self) -> list[Sending]:
@@ -147,7 +162,7 @@ class Tasks:
         return effects
 
     def _add(self, name: str) -> Task:
-        self.known[name] = Task(name, Intake(name, self._identity, self._read_bundle))
+        self.known[name] = Task(name, Intake(name, self._identity, self._read_bundle, self._parts))
         return self.known[name]
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Literal
 
+from edge_agent.budget import Limit
 from edge_agent.events import Effect, Guess, Measured, Note, Send
 from edge_agent.gate import Answer
 from edge_agent.identity import Identity
@@ -15,12 +16,21 @@ from fl_protocol.transport import Connected
 Level = Literal["info", "warning", "error"]
 SAME_AGAIN_S = 60.0  # the same complaint is not said again before
 KEPT_COMPLAINTS = 64
+AT_WORK = frozenset({"training", "uploading", "ready"})
 
 
 class Telling:
-    """Knows what was told last, so that nothing is said twice; `emit` takes the effects."""
+    """Knows what was told last, so that nothing is said twice; `emit` takes the effects.
 
-    def __init__(self, identity: Identity, info: DeviceInfo, emit: Callable[[Effect], None]) -> None:
+    A device at work turns from training to uploading to ready several times an update. Of that it says one word in
+    `state_s` seconds at most: for small models such words would take more bytes than what is learnt.
+    """
+
+    def __init__(
+        self, identity: Identity, info: DeviceInfo, emit: Callable[[Effect], None], state_s: float = 0.0
+    ) -> None:
+        self._state_s, self._state_at = state_s, float("-inf")
+        self.wake_at = float("inf")  # when a state that waits to be said is due
         self._identity, self._info, self._emit = identity, info, emit
         self._bseq = self._n = 0
         self._connected = False
@@ -52,11 +62,18 @@ class Telling:
             self._info = replace(self._info, num_examples=count)
             self._publish(Kind.INFO, self._info, retain=True)
 
-    def state(self, name: StateName, task: str | None = None, version: int | None = None, why: str = "") -> None:
+    def state(
+        self, now: float, name: StateName, task: str | None = None, version: int | None = None, why: str = ""
+    ) -> None:
         """The device's state; published when it changed, or when the last one may not have arrived."""
         state = name, task, version, why[:400]
+        self.wake_at = float("inf")
         if self._connected and state != self._state:
-            self._state, self._n = state, self._n + 1
+            due = self._state_at + self._state_s
+            if now < due and name in AT_WORK and self._state and self._state[0] in AT_WORK:
+                self.wake_at = due
+                return
+            self._state, self._n, self._state_at = state, self._n + 1, now
             message = DeviceState(
                 state=name,
                 boot=self._identity.boot,
@@ -74,8 +91,8 @@ class Telling:
         if state.state == "lost" and (state.boot, state.bseq) <= (self._identity.boot, self._bseq):
             self._state = None
 
-    def health(self, measured: Measured, gate: Answer) -> None:
-        """What the sensors say."""
+    def health(self, measured: Measured, gate: Answer, budget: Limit | None = None) -> None:
+        """What the sensors say, and what of today's `budget` is spent."""
         message = Health(
             memory_mb=round(measured.vitals.memory_mb, 1),
             peak_memory_mb=round(measured.vitals.peak_memory_mb, 1),
@@ -88,6 +105,8 @@ class Telling:
             bytes_up=measured.bytes_up,
             bytes_down=measured.bytes_down,
             provider=measured.vitals.provider,
+            bytes_today=budget and budget.used,
+            bytes_allowed=budget and budget.most,
         )
         self._publish(Kind.HEALTH, message, qos=0)
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection
 
-from edge_agent.events import Durable, Forget, KeepObjects, SaveCounter, SaveObject, SaveUpdate, Settle
+from edge_agent.events import Durable, Forget, KeepObjects, SaveCounter, SaveObject, SaveSpent, SaveUpdate, Settle
 
 RETRY_S = 30.0
 
@@ -44,5 +44,5 @@ def _slot(effect: Durable) -> object:
             return type(effect), update.task
         case Forget(task):
             return Forget, task
-        case KeepObjects():
-            return KeepObjects
+        case KeepObjects() | SaveSpent():
+            return type(effect)

@@ -1,12 +1,16 @@
 """An object larger than a packet, as chunks: cut up at one end, put together at the other.
 
-Every chunk has a CRC-32, every object its SHA-256; a bitmap says what is missing. Each end holds the object once.
+Every chunk has a CRC-32, every object its SHA-256; a bitmap says what is missing. Where an object is read from
+(`Source`) and where its chunks lie until it is whole (`Part`) is the caller's matter: in memory here, on the disk in
+`fl_protocol/parts.py`.
 """
 
 import hashlib
 import io
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,21 +60,57 @@ def decode_bitmap(bitmap: bytes, count: int) -> Flags:
     return flags[:count]
 
 
-class Outgoing:
-    """An object as its chunks, named by its SHA-256. Raises `ProtocolError(E_SIZE)` for one that cannot be chunked."""
+class Source(Protocol):
+    """An object that can be read in pieces, wherever it lies."""
 
-    def __init__(self, data: bytes, chunk_size: int) -> None:
-        self.count = chunk_count(len(data), chunk_size)
-        self.size = len(data)
-        self.chunk_size = chunk_size
-        self.sha256 = hashlib.sha256(data).hexdigest()
+    @property
+    def sha256(self) -> str:
+        """What it is called by."""
+        ...
+
+    @property
+    def size(self) -> int:
+        """Its bytes."""
+        ...
+
+    def read(self, offset: int, size: int) -> bytes:
+        """`size` bytes of it. Raises `ProtocolError(E_DISK)` where they can no longer be had."""
+        ...
+
+
+class InMemory:
+    """A `Source` that is held."""
+
+    def __init__(self, data: bytes) -> None:
         self._data = data
+        self.size = len(data)
+        self.sha256 = hashlib.sha256(data).hexdigest()
+
+    def read(self, offset: int, size: int) -> bytes:
+        """See `Source.read`."""
+        return self._data[offset : offset + size]
+
+
+class Outgoing:
+    """An object as its chunks, each read when it is asked for.
+
+    Raises `ProtocolError(E_SIZE)` for one that cannot be chunked.
+    """
+
+    def __init__(self, data: bytes | Source, chunk_size: int) -> None:
+        self._source = InMemory(data) if isinstance(data, bytes) else data
+        self.sha256, self.size = self._source.sha256, self._source.size
+        self.count = chunk_count(self.size, chunk_size)
+        self.chunk_size = chunk_size
 
     def chunk(self, index: int) -> Chunk:
-        """Chunk `index`, from 0. Raises `ProtocolError(E_SIZE)` when there is no such chunk."""
+        """Chunk `index`, from 0.
+
+        Raises `ProtocolError`: E_SIZE when there is no such chunk, E_DISK when it cannot be read.
+        """
         if not 0 <= index < self.count:
             raise ProtocolError(Code.SIZE, f"chunk {index} of {self.count}")
-        data = self._data[index * self.chunk_size : (index + 1) * self.chunk_size]
+        data = self._source.read(*_place(index, self.size, self.chunk_size))
         return Chunk(sha256=self.sha256, index=index, count=self.count, crc32=zlib.crc32(data), data=data)
 
     def chunks(self, missing: bytes, window: int) -> Iterator[Chunk]:
@@ -79,24 +119,123 @@ class Outgoing:
         return (self.chunk(int(index)) for index in indices)
 
 
-class Incoming:
-    """An object in the making, from chunks in any order, however often they come.
+class Part(Protocol):
+    """Where the chunks of one object lie until it is whole.
 
-    Raises `ProtocolError(E_SIZE)` for sizes out of bounds; memory grows with what has come.
+    Everything but `clear` raises `ProtocolError(E_DISK)` where the disk is full or fails; nothing has happened then.
     """
 
-    def __init__(self, sha256: str, size: int, chunk_size: int) -> None:
-        self.count = chunk_count(size, chunk_size)
-        self.sha256 = sha256
-        self.size = size
-        self.chunk_size = chunk_size
-        self._restart()
+    @property
+    def held(self) -> Sequence[int]:
+        """The chunks that lay here when this was opened."""
+        ...
 
-    def _restart(self) -> None:
+    def put(self, index: int, data: bytes, crc32: int) -> None:
+        """Keep a chunk whose CRC-32 was seen to be right."""
+        ...
+
+    def is_whole(self) -> bool:
+        """Whether what lies here has the SHA-256 that it is called by; it is read piece by piece."""
+        ...
+
+    def read(self) -> bytes:
+        """All of it."""
+        ...
+
+    def clear(self) -> None:
+        """Nothing lies here any more."""
+        ...
+
+
+class MemoryPart:
+    """A `Part` that is held, and forgotten with the process."""
+
+    held: Sequence[int] = ()
+
+    def __init__(self, sha256: str, chunk_size: int) -> None:
+        self._sha256, self._chunk_size = sha256, chunk_size
+        self.clear()
+
+    def put(self, index: int, data: bytes, crc32: int) -> None:  # noqa: ARG002  # nothing comes between
+        """See `Part.put`."""
+        self._buffer.seek(index * self._chunk_size)
+        self._buffer.write(data)
+
+    def is_whole(self) -> bool:
+        """See `Part.is_whole`."""
+        return hashlib.sha256(self._buffer.getvalue()).hexdigest() == self._sha256
+
+    def read(self) -> bytes:
+        """See `Part.read`."""
+        return self._buffer.getvalue()
+
+    def clear(self) -> None:
+        """See `Part.clear`."""
         # BytesIO grows with what comes, and its getvalue is the buffer itself, not a copy.
         self._buffer = io.BytesIO()
+
+
+@dataclass(frozen=True)
+class Found:
+    """A part that lies on the disk from before a restart; nothing was added to it for `age_s` seconds."""
+
+    name: str
+    sha256: str
+    size: int
+    chunk_size: int
+    age_s: float
+
+
+class Parts(Protocol):
+    """Where parts are made and found again."""
+
+    def open(self, name: str, sha256: str, size: int, chunk_size: int) -> Part:
+        """The part of that name, which goes on where it was. Raises `ProtocolError(E_SIZE | E_DISK)`."""
+        ...
+
+    def found(self) -> Sequence[Found]:
+        """What an earlier process left, the longest untouched first."""
+        ...
+
+    def remove(self, name: str) -> None:
+        """Drop a part, if it is there."""
+        ...
+
+
+class MemoryParts:
+    """`Parts` that are forgotten with the process."""
+
+    def open(self, name: str, sha256: str, size: int, chunk_size: int) -> Part:  # noqa: ARG002
+        """See `Parts.open`."""
+        return MemoryPart(sha256, chunk_size)
+
+    def found(self) -> Sequence[Found]:
+        """See `Parts.found`."""
+        return ()
+
+    def remove(self, name: str) -> None:
+        """See `Parts.remove`."""
+
+
+class Incoming:
+    """An object in the making, from chunks in any order, however often they come; they lie in `part`.
+
+    Of a part that lacks nothing the last chunk is missing once more, so that there is one way to finish. Raises
+    `ProtocolError(E_SIZE)` for sizes out of bounds; in memory it grows with what has come.
+    """
+
+    def __init__(self, sha256: str, size: int, chunk_size: int, part: Part | None = None) -> None:
+        self.count = chunk_count(size, chunk_size)
+        self.sha256, self.size, self.chunk_size = sha256, size, chunk_size
+        self._part = part or MemoryPart(sha256, chunk_size)
+        self._begin(self._part.held)
+
+    def _begin(self, held: Sequence[int]) -> None:
         self.flags: Flags = np.ones(self.count, np.bool_)
-        self._left = self.count
+        self.flags[list(held)] = False
+        if not self.flags.any():
+            self.flags[-1] = True
+        self._left = int(self.flags.sum())
 
     @property
     def missing(self) -> bytes:
@@ -116,13 +255,12 @@ class Incoming:
     def add(self, chunk: Chunk) -> bool:
         """Put a chunk in its place; whether the object is complete now.
 
-        Raises `ProtocolError(E_SHA)` for another object's or a damaged chunk, `ProtocolError(E_SIZE)` for one that is
-        not of this object's sizes; nothing has happened then.
+        Raises `ProtocolError`: E_SHA for another object's or a damaged chunk, E_SIZE for one that is not of this
+        object's sizes, E_DISK where it cannot be kept; nothing has happened then.
         """
         if chunk.sha256 != self.sha256:
             raise ProtocolError(Code.SHA, f"a chunk of {chunk.sha256:.12}, not of {self.sha256:.12}")
-        start = chunk.index * self.chunk_size
-        expected = min(self.chunk_size, self.size - start)
+        _, expected = _place(chunk.index, self.size, self.chunk_size)
         if chunk.count != self.count or not 0 <= chunk.index < self.count or len(chunk.data) != expected:
             raise ProtocolError(
                 Code.SIZE,
@@ -131,21 +269,29 @@ class Incoming:
         if zlib.crc32(chunk.data) != chunk.crc32:
             raise ProtocolError(Code.SHA, f"chunk {chunk.index} is damaged")
         if self.flags[chunk.index]:
-            self._buffer.seek(start)
-            self._buffer.write(chunk.data)
+            self._part.put(chunk.index, chunk.data, chunk.crc32)
             self.flags[chunk.index] = False
             self._left -= 1
         return self.complete
 
-    def data(self) -> bytes:
-        """The complete object, which has the SHA-256 that it is called by.
+    def verify(self) -> None:
+        """The complete object has the SHA-256 that it is called by; it is not read at once.
 
         Raises `ProtocolError(E_SHA)` if it has another, and starts again; `ValueError` before it is complete.
         """
         if not self.complete:
             raise ValueError(f"{self._left} of {self.count} chunks are missing")
-        data = self._buffer.getvalue()
-        if hashlib.sha256(data).hexdigest() != self.sha256:
-            self._restart()
+        if not self._part.is_whole():
+            self._part.clear()
+            self._begin(())
             raise ProtocolError(Code.SHA, f"what came as {self.sha256:.12} is another object")
-        return data
+
+    def data(self) -> bytes:
+        """The complete object, verified. Raises what `verify` does."""
+        self.verify()
+        return self._part.read()
+
+
+def _place(index: int, size: int, chunk_size: int) -> tuple[int, int]:
+    """Where a chunk begins, and its bytes."""
+    return index * chunk_size, min(chunk_size, size - index * chunk_size)

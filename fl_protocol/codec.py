@@ -4,7 +4,7 @@ JSON for what a person may read, msgpack for what is heavy. `decode` raises `Pro
 """
 
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from typing import Any, TypeVar
 
 import msgpack
@@ -31,8 +31,10 @@ MESSAGE_OF: Mapping[Kind, type[m.Message]] = {
     Kind.OFFER: m.Offer,
     Kind.CHUNK_UP: m.Chunk,
     Kind.GET: m.Get,
+    Kind.WANT: m.Want,
     Kind.GRANT: m.Grant,
     Kind.CHUNK_DOWN: m.Chunk,
+    Kind.DELTA: m.Delta,
     Kind.RESULT: m.Result,
     Kind.PLAN: m.Plan,
     Kind.MANIFEST: m.Manifest,
@@ -42,8 +44,10 @@ MESSAGE_OF: Mapping[Kind, type[m.Message]] = {
     Kind.GATEWAY: m.GatewayState,
     Kind.SYNC: m.Sync,
 }
-BINARY = frozenset({m.Update, m.Envelope, m.Offer, m.Grant, m.Chunk, m.Get})
+BINARY = frozenset({m.Update, m.Envelope, m.Offer, m.Grant, m.Chunk, m.Get, m.Want, m.Delta})
 
+
+SHORT = frozenset({m.Update, m.Want, m.Delta, m.DeviceState, m.Result, m.Manifest})  # said often: without defaults
 
 _NAMES: dict[type[m.Message], tuple[str, ...]] = {}
 
@@ -80,9 +84,20 @@ def from_plain(cls: type[M], plain: object) -> M:
         raise ProtocolError(Code.SCHEMA, f"{cls.__name__}: {error}"[:400]) from None
 
 
+def to_wire(message: m.Message) -> dict[str, Any]:
+    """`to_plain` as it travels: what is said often leaves out the fields that have their default."""
+    plain = to_plain(message)
+    if type(message) in SHORT:
+        for f in fields(message):
+            default = f.default if f.default_factory is MISSING else f.default_factory()
+            if f.name in plain and default is not MISSING and plain[f.name] == default:
+                del plain[f.name]
+    return plain
+
+
 def encode(message: m.Message) -> bytes:
     """The message's bytes: deterministic, keys sorted."""
-    plain = to_plain(message)
+    plain = to_wire(message)
     if type(message) in BINARY:
         return bytes(msgpack.packb(plain))
     return msgspec.json.encode(plain, order="sorted")

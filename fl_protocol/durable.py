@@ -50,6 +50,21 @@ class Files(Protocol):
         """All of a file."""
         ...
 
+    def read_at(self, path: Path, offset: int, size: int) -> bytes:
+        """`size` bytes from `offset`, fewer where the file ends."""
+        ...
+
+    def write_at(self, path: Path, offset: int, data: bytes) -> None:
+        """Write into a file, which is made if it is not there; zeros lie before `offset` where nothing was written.
+
+        Not synced. A failure may leave a part of it.
+        """
+        ...
+
+    def sync(self, path: Path) -> None:
+        """A file's content is on the disk when this returns, whoever wrote it: not its name."""
+        ...
+
     def size(self, path: Path) -> int:
         """A file's bytes."""
         ...
@@ -109,15 +124,29 @@ class OsFiles:
 
     def sync_directory(self, path: Path) -> None:
         """fsync of the directory itself."""
-        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-        try:
+        with _descriptor(path, os.O_RDONLY | os.O_DIRECTORY) as descriptor:
             os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
     def read(self, path: Path) -> bytes:
         """All of a file."""
         return path.read_bytes()
+
+    def read_at(self, path: Path, offset: int, size: int) -> bytes:
+        """No descriptor stays open: a gateway has thousands of such files."""
+        with _descriptor(path, os.O_RDONLY) as descriptor:
+            return os.pread(descriptor, size, offset)
+
+    def write_at(self, path: Path, offset: int, data: bytes) -> None:
+        """As often as the system takes a part only."""
+        with _descriptor(path, os.O_WRONLY | os.O_CREAT) as descriptor, memoryview(data) as view:
+            written = 0
+            while written < len(view):
+                written += os.pwrite(descriptor, view[written:], offset + written)
+
+    def sync(self, path: Path) -> None:
+        """fsync."""
+        with _descriptor(path, os.O_RDONLY) as descriptor:
+            os.fsync(descriptor)
 
     def size(self, path: Path) -> int:
         """A file's bytes."""
@@ -138,6 +167,15 @@ class OsFiles:
     def temporary(self, path: Path) -> Path:
         """Hidden, and with this process in its name."""
         return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+@contextmanager
+def _descriptor(path: Path, flags: int) -> Iterator[int]:
+    descriptor = os.open(path, flags, 0o644)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 OS_FILES: Files = OsFiles()

@@ -101,7 +101,11 @@ class DeviceInfo(Message):
 
 @dataclass(frozen=True, kw_only=True)
 class Health(Message):
-    """Now and then at `dev/{id}/health`: temperature in Celsius, resident memory in MB, and why it does not train."""
+    """Now and then at `dev/{id}/health`: temperature in Celsius, resident memory in MB, and why it does not train.
+
+    `bytes_up` and `bytes_down` count what passed the device's socket since its program started: MQTT packets whole, of
+    connections and keep-alives too, without what TLS, TCP and IP add.
+    """
 
     memory_mb: float = 0.0
     peak_memory_mb: float = 0.0
@@ -114,6 +118,8 @@ class Health(Message):
     bytes_up: Count = 0
     bytes_down: Count = 0
     provider: Word | None = None  # of onnxruntime: cpu, cuda, tensorrt; once it has trained
+    bytes_today: Count | None = None  # both ways; where the device has a byte budget
+    bytes_allowed: Count | None = None  # a day, by that budget
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,8 +148,8 @@ class Prediction(Message):
 class Update(Message):
     """What a device learnt from `base_version`. (incarnation, seq) is its `update_id`; seq only grows.
 
-    `payload` is the compressed delta, `statistics` float16 little-endian values of the layout's statistic entries,
-    `sha256` of both together. Sent inside an `Envelope`.
+    `payload` is the compressed delta, `statistics` float16 little-endian values of the layout's statistic entries.
+    Sent inside an `Envelope`.
     """
 
     device: Id
@@ -158,7 +164,7 @@ class Update(Message):
     codec: Settings
     payload: bytes
     statistics: bytes
-    sha256: Sha256
+    sha256: Sha256 | None = None  # the signature says as much; earlier devices send both
     train_seconds: float = 0.0
     metrics: Metrics = field(default_factory=dict)
     slot: Word = ""
@@ -224,6 +230,15 @@ class Get(Message):
     missing: Bitmap
 
 
+@dataclass(frozen=True, kw_only=True)
+class Want(Message):
+    """At `up/want`: what makes the version `sha256` of `base`, both as manifests name them? None: of nothing."""
+
+    task: Id
+    sha256: Sha256
+    base: Sha256 | None = None
+
+
 # --- the gateway speaks ------------------------------------------------------------------------------------------
 
 Verdict = Literal["accepted", "stale", "rejected", "deferred"]
@@ -268,6 +283,7 @@ class Plan(Signed):
     example_exponent: Decimal = "0.5"
     server_learning_rate: Decimal = "1.0"
     server_momentum: Decimal = "0.0"
+    downlink: Settings | None = None  # how versions are published; none: whole, as float32
     stop: Stop = field(default_factory=Stop)
 
 
@@ -283,6 +299,24 @@ class Manifest(Signed):
     size: ObjectSize
     chunk_size: ChunkSize
     encoding: Literal["float32"] = "float32"
+    delta: Sha256 | None = None  # the object that makes it of the version before, see fl_protocol/deltas.py
+    delta_size: ObjectSize | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Delta(Message):
+    """At `dn/delta`, in answer to a `Want`: `object` makes the version of `base`, or alone where that is None.
+
+    Its bytes come with it if they fit into a chunk. Nobody signs it: what comes of it is known by its SHA-256.
+    """
+
+    task: Id
+    sha256: Sha256
+    base: Sha256 | None = None
+    object: Sha256
+    size: ObjectSize
+    chunk_size: ChunkSize
+    data: Annotated[bytes, Meta(max_length=MAX_CHUNK_BYTES)] = b""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -294,7 +328,12 @@ class Desired(Signed):
 
 @dataclass(frozen=True, kw_only=True)
 class Result(Signed):
-    """At `dn/result`: the gateway's word on an update. `deferred` is not final: send the same bytes again later."""
+    """At `dn/result`: the gateway's word on an update. `deferred` is not final: send the same bytes again later.
+
+    `bytes_up` is what the update came in: the topic, and the sealed message with its header, signature, payload and
+    statistics; in chunks the sealed message alone. `bytes_up_float32` is what parameters and statistics take as plain
+    float32, with nothing around them. Absent from gateways that do not tell, and where nothing came.
+    """
 
     task: Id
     incarnation: Incarnation
@@ -304,6 +343,8 @@ class Result(Signed):
     why: Text = ""
     retry_in_s: Small = 0
     repeat: bool = False
+    bytes_up: Count | None = None
+    bytes_up_float32: Count | None = None
 
     @property
     def final(self) -> bool:
@@ -317,7 +358,12 @@ class Result(Signed):
 
 @dataclass(frozen=True, kw_only=True)
 class TaskStatus(Message):
-    """Retained at `task/{task}/status`, for people."""
+    """Retained at `task/{task}/status`, for people.
+
+    `bytes_up` is what all updates of the task came in, refused ones too, counted as in `Result`; `bytes_up_float32`
+    what the accepted ones would have taken as float32, and `ratio_up` the second over the first. Bytes down are not
+    here: the gateway publishes once, and only a device's socket knows what it heard of that; see `Health`.
+    """
 
     task: Id
     state: TaskState
@@ -336,6 +382,7 @@ class TaskStatus(Message):
     updates: dict[Word, Count] = field(default_factory=dict)
     bytes_up: Count = 0
     bytes_up_float32: Count = 0
+    ratio_up: float | None = None
     why: Text = ""
 
 

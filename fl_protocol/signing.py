@@ -13,7 +13,7 @@ import msgspec
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from fl_protocol.codec import decode_as, encode, from_plain, parse_json, to_plain
+from fl_protocol.codec import decode_as, encode, from_plain, parse_json, to_wire
 from fl_protocol.errors import Code, ProtocolError
 from fl_protocol.messages import Envelope, Offer, Signed, Update
 
@@ -67,7 +67,7 @@ def _check_canonical(value: object) -> None:
 
 def seal(message: Signed, key: SigningKey, fleet: str, topic: str) -> bytes:
     """The signed message's bytes for `topic`."""
-    plain = to_plain(message)
+    plain = to_wire(message)
     body = canonical(plain)
     signature = key.sign(_context(type(message).__name__, fleet, topic, message.counter) + body)
     return msgspec.json.encode({**plain, "sig": signature.hex()}, order="sorted")

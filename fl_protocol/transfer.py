@@ -8,16 +8,19 @@ after silence; the sender only ever answers. Order and duplicates do not matter,
 
 Only a verdict ends an upload, and only its owner drops it: until then it offers again after silence, so that an answer
 that got lost is given once more. A grant of window 0 says no more than that the gateway is listening.
+
+Where the chunks lie is handed in (`Parts`): on a disk that outlives its process, both ends go on where they were.
 """
 
 from collections.abc import Iterator
 
-import numpy as np
-
 from fl_protocol.chunks import (
     MAX_WINDOW,
     Incoming,
+    MemoryParts,
     Outgoing,
+    Parts,
+    Source,
     chunk_count,
     chunk_size_for,
     decode_bitmap,
@@ -25,14 +28,19 @@ from fl_protocol.chunks import (
 )
 from fl_protocol.errors import Code, ProtocolError
 from fl_protocol.messages import Chunk, Get, Grant, Offer
+from fl_protocol.pacing import RETRY_S, WINDOW, Receiver, Silence
 
 __all__ = [
     "MAX_WINDOW",
     "Fetch",
     "Inbox",
     "Incoming",
+    "MemoryParts",
     "Outgoing",
+    "Parts",
     "Reception",
+    "Silence",
+    "Source",
     "Upload",
     "chunk_count",
     "chunk_size_for",
@@ -40,99 +48,8 @@ __all__ = [
     "encode_bitmap",
 ]
 
-WINDOW = 16  # chunks: 256 KiB on MQTT 3.1.1, above bandwidth times delay of a 20 Mbit/s link at 100 ms
-RETRY_S = 5.0
-MAX_PATIENCE = 16  # times retry_s
 
-
-class _Silence:
-    """When to speak again: at once, then after twice as long each time, so that no slow link drowns in repeats."""
-
-    def __init__(self, retry_s: float) -> None:
-        self._retry_s = retry_s
-        self.forget()
-
-    def forget(self) -> None:
-        """Nothing has been said yet."""
-        self._since: float | None = None
-        self._patience = self._retry_s
-
-    def begin(self, since: float) -> None:
-        """Something was just said or heard."""
-        self._since = since
-
-    def over(self, now: float) -> bool:
-        """Whether to speak now; the next silence may last twice as long as one that is over."""
-        if self._since is None:
-            return True
-        if now - self._since < self._patience:
-            return False
-        self._patience = min(2 * self._patience, MAX_PATIENCE * self._retry_s)
-        return True
-
-
-class _Receiver:
-    """An `Incoming` object that is asked for, window by window."""
-
-    def __init__(self, sha256: str, size: int, chunk_size: int, window: int = WINDOW, retry_s: float = RETRY_S) -> None:
-        if not 1 <= window <= MAX_WINDOW:
-            raise ValueError(f"a window has 1 to {MAX_WINDOW} chunks, not {window}")
-        self._incoming = Incoming(sha256, size, chunk_size)
-        self.sha256, self.size, self.chunk_size = sha256, size, chunk_size
-        self._window = window
-        self._silence = _Silence(retry_s)
-        self._requests = 0
-        self._asked: dict[int, int] = {}  # chunk -> number of the request that it is to answer
-
-    @property
-    def done(self) -> bool:
-        """Whether every chunk has come."""
-        return self._incoming.complete
-
-    @property
-    def progress(self) -> float:
-        """The share of chunks that have come, 0 to 1."""
-        return self._incoming.progress
-
-    def add(self, chunk: Chunk, now: float) -> bool:
-        """Take a chunk, asked for or not; whether the object is complete. Raises what `Incoming.add` does."""
-        complete = self._incoming.add(chunk)
-        self._silence.begin(now)
-        request = self._asked.pop(chunk.index, None)
-        if request is not None:
-            # Requests are answered in turn: what an earlier one still lacks was lost on the way.
-            self._asked = {index: number for index, number in self._asked.items() if number >= request}
-        return complete
-
-    def data(self) -> bytes:
-        """The object. Raises `ProtocolError(E_SHA)` if its SHA-256 is another, and starts again."""
-        return self._incoming.data()
-
-    def resume(self) -> None:
-        """The connection is a new one: nothing is under way, ask at once."""
-        self._asked.clear()
-        self._silence.forget()
-
-    def _ask(self, now: float) -> tuple[int, bytes] | None:
-        """How many more chunks to ask for now, and the bitmap of what is missing and not under way."""
-        if self.done:
-            return None
-        if self._silence.over(now):
-            self._asked.clear()
-        elif len(self._asked) > self._window // 2:
-            return None
-        wanted = self._incoming.flags.copy()
-        wanted[list(self._asked)] = False
-        indices = np.flatnonzero(wanted)[: self._window - len(self._asked)].tolist()
-        if not indices:
-            return None
-        self._requests += 1
-        self._asked.update(dict.fromkeys(indices, self._requests))
-        self._silence.begin(now)
-        return len(indices), encode_bitmap(wanted)
-
-
-class Fetch(_Receiver):
+class Fetch(Receiver):
     """A device's download of an object that a signed message named. Call `next_get` often: it knows when."""
 
     def next_get(self, now: float) -> Get | None:
@@ -144,16 +61,25 @@ class Fetch(_Receiver):
         return Get(sha256=self.sha256, size=self.size, chunk_size=self.chunk_size, window=window, missing=missing)
 
 
-class Reception(_Receiver):
+class Reception(Receiver):
     """The gateway's end of an upload; made by `Inbox.open`."""
 
     touched_at = 0.0
+    _waits_until = float("-inf")
 
     def add(self, chunk: Chunk, now: float) -> bool:
         """Take a chunk; whether the object is complete. Raises what `Incoming.add` does."""
         complete = super().add(chunk, now)
         self.touched_at = now
         return complete
+
+    def wait(self, now: float, for_s: float) -> bool:
+        """What came cannot be kept: ask for nothing for so long. False when this was said before."""
+        if now < self._waits_until:
+            return False
+        self._waits_until = now + for_s
+        self.resume()
+        return True
 
     def offered(self, now: float) -> Grant:
         """The answer to an offer, the first or a repeat."""
@@ -164,7 +90,7 @@ class Reception(_Receiver):
 
     def next_grant(self, now: float) -> Grant | None:
         """What to publish at `dn/grant` now, if anything: to be asked after each chunk, and now and then."""
-        asked = self._ask(now)
+        asked = self._ask(now) if now >= self._waits_until else None
         if asked is None:
             return None
         window, missing = asked
@@ -175,17 +101,36 @@ class Inbox:
     """Uploads in the making at the gateway, under one byte budget.
 
     What nobody touches for `ttl_s` seconds makes room. An owner has at most `per_owner` objects, the newest it offered.
+    What `parts` still has from before a restart goes on: its owner is granted what it lacks when it offers again, or
+    after a silence.
     """
 
     def __init__(
-        self, max_bytes: int, ttl_s: float, *, window: int = WINDOW, retry_s: float = RETRY_S, per_owner: int = 4
+        self,
+        max_bytes: int,
+        ttl_s: float,
+        *,
+        window: int = WINDOW,
+        retry_s: float = RETRY_S,
+        per_owner: int = 4,
+        parts: Parts | None = None,
+        now: float = 0.0,
     ) -> None:
         self._max_bytes = max_bytes
         self._ttl_s = ttl_s
         self._window = window
         self._retry_s = retry_s
         self._per_owner = per_owner
+        self._parts = parts or MemoryParts()
+        self._listens_until = now + retry_s  # what was granted before a restart may be under way
         self._receptions: dict[tuple[str, str], Reception] = {}  # (owner, SHA-256), in the order of opening
+        for found in self._parts.found():
+            try:
+                reception = self.open(found.sha256, found.size, found.chunk_size, found.name.partition(".")[0], now)
+            except ProtocolError:  # the budget is smaller now, or the disk fails
+                self._parts.remove(found.name)
+                continue
+            reception.touched_at = now - found.age_s
 
     @property
     def reserved(self) -> int:
@@ -195,7 +140,8 @@ class Inbox:
     def open(self, sha256: str, size: int, chunk_size: int, owner: str, now: float) -> Reception:
         """The reception of this object, which goes on if it is known in these sizes, and else begins.
 
-        Raises `ProtocolError(E_SIZE)` for sizes that never fit, `ProtocolError(E_QUOTA)` when there is no room now.
+        Raises `ProtocolError`: E_SIZE for sizes that never fit, E_QUOTA when there is no room now, E_DISK when the
+        disk has none.
         """
         known = self._receptions.get((owner, sha256))
         if known and (known.size, known.chunk_size) == (size, chunk_size):
@@ -203,15 +149,19 @@ class Inbox:
             return known
         if size > self._max_bytes:
             raise ProtocolError(Code.SIZE, f"an object of {size} bytes; at most {self._max_bytes} are taken")
-        reception = Reception(sha256, size, chunk_size, self._window, self._retry_s)
+        chunk_count(size, chunk_size)
         self.expire(now)
         own = [key for key in self._receptions if key[0] == owner and key[1] != sha256]
         leaving = {(owner, sha256), *own[: max(0, len(own) + 1 - self._per_owner)]}
         taken = sum(reception.size for key, reception in self._receptions.items() if key not in leaving)
         if taken + size > self._max_bytes:
             raise ProtocolError(Code.QUOTA, f"no room for {size} bytes beside {taken} of {self._max_bytes}")
-        for key in leaving:
-            self._receptions.pop(key, None)
+        for key in leaving & self._receptions.keys():
+            del self._receptions[key]
+            if key != (owner, sha256):  # what is here of it may go on, in chunks of another size
+                self.discard(*key)
+        part = self._parts.open(f"{owner}.{sha256}", sha256, size, chunk_size)
+        reception = Reception(sha256, size, chunk_size, self._window, self._retry_s, part)
         self._receptions[owner, sha256] = reception
         reception.touched_at = now
         return reception
@@ -221,18 +171,32 @@ class Inbox:
         return self._receptions.get((owner, sha256))
 
     def close(self, owner: str, sha256: str) -> None:
-        """Forget an object: it is on disk, or of no use."""
+        """Forget an object; what lies on the disk of it stays until `discard`."""
         self._receptions.pop((owner, sha256), None)
+
+    def discard(self, owner: str, sha256: str) -> None:
+        """Drop what lies on the disk of an object that was closed: it is kept elsewhere, or of no use."""
+        if (owner, sha256) not in self._receptions:
+            self._parts.remove(f"{owner}.{sha256}")
+
+    def resume(self) -> None:
+        """The broker has forgotten what was under way: ask for it at once."""
+        self._listens_until = float("-inf")
+        for reception in self._receptions.values():
+            reception.resume()
 
     def expire(self, now: float) -> list[tuple[str, str]]:
         """Forget what nobody touched for `ttl_s`; the (owner, SHA-256) of each."""
         old = [key for key, reception in self._receptions.items() if now - reception.touched_at >= self._ttl_s]
         for key in old:
             del self._receptions[key]
+            self.discard(*key)
         return old
 
     def next_grants(self, now: float) -> Iterator[tuple[str, Grant]]:
         """Owner and grant, wherever it has been silent for too long."""
+        if now < self._listens_until:
+            return
         for (owner, _), reception in list(self._receptions.items()):
             grant = reception.next_grant(now)
             if grant is not None:
@@ -247,7 +211,7 @@ class Upload:
 
     def __init__(
         self,
-        data: bytes,
+        data: bytes | Source,
         chunk_size: int,
         *,
         task: str,
@@ -258,7 +222,7 @@ class Upload:
         retry_s: float = RETRY_S,
     ) -> None:
         self._outgoing = Outgoing(data, chunk_size)
-        self._silence = _Silence(retry_s)
+        self._silence = Silence(retry_s)
         self.answer = ""
         self._offer = Offer(
             sha256=self._outgoing.sha256,
@@ -286,7 +250,8 @@ class Upload:
     def granted(self, grant: Grant, now: float) -> list[Chunk]:
         """The chunks to publish at `up/chunk`; none unless the answer is go.
 
-        Raises `ProtocolError(E_SHA | E_SIZE)` for a grant that is not of this object; nothing has happened then.
+        Raises `ProtocolError`: E_SHA or E_SIZE for a grant that is not of this object, E_DISK when it cannot be read;
+        nothing has happened then.
         """
         if grant.sha256 != self.sha256:
             raise ProtocolError(Code.SHA, f"a grant for {grant.sha256:.12}, not for {self.sha256:.12}")

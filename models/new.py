@@ -16,9 +16,7 @@ _SPEC = '''\
 import numpy as np
 import torch
 
-from models.NAME.model import CLASS
-from models.optimizers import Sgd
-from models.spec import Input, ModelSpec, Splits
+IMPORTS
 
 
 def _examples() -> Splits:
@@ -43,6 +41,12 @@ SPEC = ModelSpec(
     optimizer=Sgd(learning_rate=0.05, momentum=0.9, weight_decay=1e-3),
 )
 '''
+
+_IMPORTS = (
+    "from models.NAME.model import CLASS",
+    "from models.optimizers import Sgd",
+    "from models.spec import Input, ModelSpec, Splits",
+)
 
 _MODEL = '''\
 # mypy: allow-subclassing-any
@@ -80,5 +84,11 @@ def write_model(name: str, workshop: Path) -> list[Path]:
     class_name = "".join(part.capitalize() for part in name.split("_")) or "Model"
     files = {"model.py": _MODEL, "__init__.py": _SPEC}  # a model is one once it has its `__init__.py`
     for file, text in files.items():
-        write_durably(folder / file, text.replace("NAME", name).replace("CLASS", class_name).encode())
+        write_durably(folder / file, _filled(text, name, class_name).encode())
     return [folder / file for file in files]
+
+
+def _filled(text: str, name: str, class_name: str) -> str:
+    imports = [line.replace("NAME", name).replace("CLASS", class_name) for line in _IMPORTS]
+    text = text.replace("IMPORTS", "\n".join(sorted(imports)))  # a linter wants them in order
+    return text.replace("NAME", name).replace("CLASS", class_name)

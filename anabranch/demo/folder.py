@@ -149,7 +149,7 @@ def write_devices(folder: Folder, broker: Broker, speeds: Sequence[int], cast: C
             "data": {"path": "data"},
             "training": {"seed": seed * 1000 + number},
             "inference": {"interval_s": 5.0},
-            "health": {"measure_s": HEALTH_S, "publish_s": HEALTH_S},
+            "health": {"measure_s": HEALTH_S, "publish_s": HEALTH_S, "state_s": 0.0},
             # A laptop may be warm or on battery; the demo trains all the same. Leave these out in the field.
             "gate": {"max_temperature_c": 150.0, "min_battery_pct": 0.0, "allow_throttled": True},
         }

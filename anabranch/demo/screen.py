@@ -114,9 +114,11 @@ def task_line(scene: Scene) -> str:
     staleness = f", staleness {releases[-1].staleness_mean:.1f}" if releases else ""
     value = "-" if status.value is None else f"{status.value:.1%}"
     accepted = status.updates.get("accepted", 0)
+    fewer = f", {status.ratio_up:.1f} times fewer bytes up than float32" if status.ratio_up else ""
     return (
         f"{scene.phase}: version {status.version}, validation {status.metric or 'metric'} {value}, "
         f"{accepted} updates, buffer {status.buffered}/{status.buffer}{staleness}, {status.active} devices active"
+        f"{fewer}"
     )
 
 

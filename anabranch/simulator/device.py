@@ -1,7 +1,7 @@
 """A device of the twin: the production agent, from its loop down to its codecs, on a simulated machine."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from anabranch.simulator.checker import Checker
@@ -177,19 +177,20 @@ class DeviceHost(Host):
             rng=self.rng,
             reconnect_max_s=common.reconnect_max_s,
         )
+        objects = Objects(OBJECTS, self.files, lambda: self._wall_ms() / 1000)
         self._service = Service(
-            Agent(identity, info, common.settings, restored, self.rng, common.read_bundle),
+            Agent(identity, info, common.settings, restored, self.rng, common.read_bundle, objects.parts),
             self.transport,
             self.outbox,
-            Objects(OBJECTS, self.files),
+            objects,
             self.source,
             self._worker,
-            lambda: Reading() if self.may_train else EMPTY_BATTERY,
+            self._sensors,
             measure_s=common.measure_s,
             make_predictor=_NoPredictor,  # type: ignore[arg-type]
             vitals=Vitals,
             clock=lambda: self.world.now,
-            wall_ms=lambda: max(0, self.clock_ms + int(self.world.now * 1000)),
+            wall_ms=self._wall_ms,
         )
         self.transport.start()
 
@@ -215,6 +216,12 @@ class DeviceHost(Host):
     def excuse(self, error: Exception) -> bool:
         """A disk that fails ends the agent, and so does a full one at its start, with a word to its operator."""
         return isinstance(error, ConfigError) and (self.files_fail or self.outbox.full)
+
+    def _sensors(self) -> Reading:
+        return replace(Reading() if self.may_train else EMPTY_BATTERY, local_s=self._wall_ms() / 1000)
+
+    def _wall_ms(self) -> int:
+        return max(0, self.clock_ms + int(self.world.now * 1000))
 
     def _durable(self, effects: Sequence[object]) -> None:
         self.common.checker.on_outbox(self.name, effects)

@@ -156,9 +156,12 @@ class AgentSection:
     """What operators set on the devices."""
 
     health_s: Positive = 30.0
+    state_s: NotNegative = 10.0
     measure_s: Positive = 10.0
     predict_s: NotNegative = 0.0
     reconnect_max_s: Positive = 300.0
+    daily_mb: NotNegative = 0.0  # [budget] of the agents' configuration; 0: no limit
+    up_kbit_s: NotNegative = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,19 +15,16 @@ import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 
 import numpy as np
 
+from anabranch.simulator.inodes import Directory, Inode
 from anabranch.simulator.power import CrashPoint, Death, PowerCut, never
 from fl_protocol.durable import File
 
 Fault = Callable[[str], int]
 """The errno with which the effect of a label fails, 0 for one that works."""
-
-_Names = dict[str, "_Inode | _Directory"]
-_Operation = tuple[tuple[str, "_Inode | _Directory | None"], ...]
 
 
 class Contents:
@@ -64,7 +61,7 @@ class MemoryFiles:
     ) -> None:
         self.crash_point, self.fault, self.capacity = crash_point, fault, capacity
         self._contents = contents or Contents()
-        self._root = _Directory()
+        self._root = Directory()
         self._cut: BaseException | None = None
         self._boots = 1
 
@@ -93,10 +90,10 @@ class MemoryFiles:
         self._effect("create", path)
         directory, name = self._parent(path)
         inode = directory.names.get(name)
-        if isinstance(inode, _Directory):
+        if isinstance(inode, Directory):
             raise _error(errno.EISDIR, path)
         if inode is None:
-            inode = _Inode()
+            inode = Inode()
             directory.do(((name, inode),))
         inode.data, inode.dirty = b"", True
         yield _OpenFile(self, path, inode)
@@ -108,7 +105,7 @@ class MemoryFiles:
         directory, name = self._parent(new)
         if self._directory(old.parent) is not directory:
             raise _error(errno.EXDEV, new)
-        if isinstance(directory.names.get(name), _Directory):
+        if isinstance(directory.names.get(name), Directory):
             raise _error(errno.EISDIR, new)
         directory.do(((old.name, None), (name, inode)))
 
@@ -127,7 +124,7 @@ class MemoryFiles:
         directory, name = self._parent(path)
         if name in directory.names:
             raise _error(errno.EEXIST, path)
-        directory.do(((name, _Directory()),))
+        directory.do(((name, Directory()),))
 
     def sync_directory(self, path: Path) -> None:
         """What was done to its names is done for good."""
@@ -137,6 +134,23 @@ class MemoryFiles:
     def read(self, path: Path) -> bytes:
         """All of a file."""
         return self._inode(path).data
+
+    def read_at(self, path: Path, offset: int, size: int) -> bytes:
+        """Fewer bytes where the file ends."""
+        return self._inode(path).data[offset : offset + size]
+
+    def write_at(self, path: Path, offset: int, data: bytes) -> None:
+        """A file that is made for it is an effect of its own."""
+        if not self.is_file(path):
+            with self.create(path, 0o644):
+                pass
+        self.write(path, self._inode(path), offset, data)
+
+    def sync(self, path: Path) -> None:
+        """fsync."""
+        inode = self._inode(path)
+        self.sync_inode(path, inode)
+        inode.data = inode.synced = self._contents.one(inode.data)
 
     def size(self, path: Path) -> int:
         """A file's bytes."""
@@ -148,11 +162,11 @@ class MemoryFiles:
 
     def is_file(self, path: Path) -> bool:
         """Whether there is a file of that name."""
-        return isinstance(self._find(path), _Inode)
+        return isinstance(self._find(path), Inode)
 
     def is_directory(self, path: Path) -> bool:
         """Whether there is a directory of that name."""
-        return isinstance(self._find(path), _Directory)
+        return isinstance(self._find(path), Directory)
 
     def temporary(self, path: Path) -> Path:
         """As `OsFiles` does; the count of boots stands for the process, so that a run is the same anywhere."""
@@ -160,17 +174,28 @@ class MemoryFiles:
 
     # --- inside ---
 
-    def append(self, path: Path, inode: "_Inode", data: bytes) -> None:
+    def append(self, path: Path, inode: Inode, data: bytes) -> None:
         """What an open file writes; all that fits of it."""
+        try:
+            self.write(path, inode, len(inode.data), data)
+        finally:
+            inode.data = self._contents.one(inode.data)
+
+    def write(self, path: Path, inode: Inode, offset: int, data: bytes) -> None:
+        """All that fits of what is written at `offset`; only what makes the file longer takes room."""
         failure = self._effect("write", path, raises=False)
-        room = len(data) if self.capacity is None else max(0, self.capacity - self.used())
+        before = inode.data.ljust(offset, b"\0")
+        room = len(data)
+        if self.capacity is not None:
+            room = max(0, max(0, self.capacity - self.used()) + len(inode.data) - offset)
         fits = data[: len(data) // 2] if failure else data[:room]
         inode.dirty = True
-        inode.data = self._contents.one(inode.data + fits if inode.data else fits)
+        if fits:
+            inode.data = before[:offset] + fits + before[offset + len(fits) :] if before else fits
         if failure or len(fits) < len(data):
             raise _error(failure or errno.ENOSPC, path)
 
-    def sync(self, path: Path, inode: "_Inode") -> None:
+    def sync_inode(self, path: Path, inode: Inode) -> None:
         """What an open file syncs; after a failure it is as volatile as before."""
         self._effect("fsync", path)
         inode.synced, inode.dirty = inode.data, False
@@ -193,104 +218,43 @@ class MemoryFiles:
         if self._cut is not None:
             raise self._cut
 
-    def _find(self, path: PurePath) -> "_Inode | _Directory | None":
+    def _find(self, path: PurePath) -> Inode | Directory | None:
         self._alive()
-        node: _Inode | _Directory | None = self._root
+        node: Inode | Directory | None = self._root
         for name in path.relative_to(path.anchor).parts:
-            node = node.names.get(name) if isinstance(node, _Directory) else None
+            node = node.names.get(name) if isinstance(node, Directory) else None
         return node
 
-    def _inode(self, path: Path) -> "_Inode":
+    def _inode(self, path: Path) -> Inode:
         node = self._find(path)
-        if isinstance(node, _Inode):
+        if isinstance(node, Inode):
             return node
         raise self._missing(path) if node is None else _error(errno.EISDIR, path)
 
-    def _directory(self, path: Path) -> "_Directory":
+    def _directory(self, path: Path) -> Directory:
         node = self._find(path)
-        if isinstance(node, _Directory):
+        if isinstance(node, Directory):
             return node
         raise self._missing(path) if node is None else _error(errno.ENOTDIR, path)
 
     def _missing(self, path: Path) -> OSError:
         return _error(errno.ENOTDIR if any(map(self.is_file, path.parents)) else errno.ENOENT, path)
 
-    def _parent(self, path: Path) -> "tuple[_Directory, str]":
+    def _parent(self, path: Path) -> tuple[Directory, str]:
         return self._directory(path.parent), path.name
-
-
-@dataclass(eq=False)
-class _Inode:
-    """A file: what processes read, and what of it a power cut cannot take."""
-
-    data: bytes = b""
-    synced: bytes = b""
-    dirty: bool = False
-
-    def size(self) -> int:
-        return len(self.data)
-
-    def lose_power(self, rng: np.random.Generator) -> None:
-        if not self.dirty:
-            return
-        fate = ("kept", "lost", "cut", "hollow")[rng.integers(4)]
-        length = int(rng.integers(len(self.data) + 1))
-        if fate == "lost":
-            self.data = self.synced
-        elif fate == "cut":
-            self.data = self.data[:length]
-        elif fate == "hollow":  # the size got there and the blocks did not: zeros
-            self.data = self.data[:length] + bytes(len(self.data) - length)
-        self.synced, self.dirty = self.data, False
-
-
-@dataclass(eq=False)
-class _Directory:
-    """Names: as processes see them, as the disk has them, and the operations between the two, oldest first."""
-
-    names: _Names = field(default_factory=dict)
-    synced: _Names = field(default_factory=dict)
-    pending: list[_Operation] = field(default_factory=list)
-
-    def do(self, operation: _Operation) -> None:
-        self.pending.append(operation)
-        _bind(self.names, operation)
-
-    def sync(self) -> None:
-        self.synced = dict(self.names)
-        self.pending.clear()
-
-    def size(self) -> int:
-        return sum(node.size() for node in self.names.values())
-
-    def lose_power(self, rng: np.random.Generator) -> None:
-        for operation in self.pending[: rng.integers(len(self.pending) + 1)]:
-            _bind(self.synced, operation)
-        self.names = self.synced
-        self.sync()
-        for name in sorted(self.names):
-            self.names[name].lose_power(rng)
 
 
 class _OpenFile:
     """A file that is being written."""
 
-    def __init__(self, files: MemoryFiles, path: Path, inode: _Inode) -> None:
+    def __init__(self, files: MemoryFiles, path: Path, inode: Inode) -> None:
         self._files, self._path, self._inode = files, path, inode
 
     def write(self, data: bytes) -> None:
         self._files.append(self._path, self._inode, data)
 
     def sync(self) -> None:
-        self._files.sync(self._path, self._inode)
-
-
-def _bind(names: _Names, operation: _Operation) -> None:
-    for name, node in operation:
-        if node is None:
-            names.pop(name, None)
-        else:
-            names[name] = node
+        self._files.sync_inode(self._path, self._inode)
 
 
 def _error(number: int, path: Path) -> OSError:

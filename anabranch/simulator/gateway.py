@@ -15,8 +15,9 @@ from broker_aggregator.events import Evaluate, Evaluated, Note
 from broker_aggregator.machine import Machine
 from broker_aggregator.measuring import MAX_MEASURING
 from broker_aggregator.objects import Objects
-from broker_aggregator.service import Service
+from broker_aggregator.service import UPLOADS, Service
 from fl_protocol.memory_broker import MemoryBroker
+from fl_protocol.parts import FileParts
 from fl_protocol.signing import SigningKey
 from fl_protocol.transport import WillOf
 
@@ -113,6 +114,7 @@ class GatewayHost(Host):
             objects=Objects(self.config.bundles, self.store, self.files),
             measuring=VirtualMeasuring(self.world, self._learning, self._measure_s, self),
             machine=Machine(lambda: self.world.now, self.now_ms, lambda _path: self.free_bytes),
+            parts=FileParts(self.config.gateway.data_dir / UPLOADS, self.files, now_s=lambda: self.now_ms() / 1000),
         )
         self.service.transport.start()
 

@@ -11,7 +11,17 @@ import numpy as np
 
 from anabranch.simulator.journal import Journal, NoRoom, Table
 from anabranch.simulator.power import CrashPoint
-from edge_agent.events import Forget, LocalVector, PendingUpdate, Restored, SaveCounter, SaveUpdate, Settle
+from edge_agent.budget import Spent
+from edge_agent.events import (
+    Forget,
+    LocalVector,
+    PendingUpdate,
+    Restored,
+    SaveCounter,
+    SaveSpent,
+    SaveUpdate,
+    Settle,
+)
 from edge_agent.outbox import LEDGER_ROWS
 from edge_agent.storage import Kept
 from fl_protocol.errors import ConfigError
@@ -45,7 +55,7 @@ class MemoryOutbox(Journal[Kept]):
     ) -> None:
         super().__init__(crash_point, synchronous=synchronous)
         self._rng, self._ledger_rows = rng, ledger_rows
-        self._meta: Table[Any] = {}  # boot, incarnation, seq; the last ids of updates and ledger
+        self._meta: Table[Any] = {}  # boot, incarnation, seq, spent; the last ids of updates and ledger
         self._updates: Table[tuple[int, PendingUpdate]] = {}  # by task, with the id that orders them
         self._residuals: Table[LocalVector] = {}
         self._personal: Table[LocalVector] = {}
@@ -81,6 +91,7 @@ class MemoryOutbox(Journal[Kept]):
             pending=self.pending,
             residuals=dict(sorted(self._residuals.items())),
             personal=dict(sorted(self._personal.items())),
+            spent=self._meta.get("spent", Spent()),
         )
 
     def incarnation(self) -> str:
@@ -106,6 +117,8 @@ class MemoryOutbox(Journal[Kept]):
                                 self._delete(table, task)
                     case SaveCounter(topic, counter):
                         self._count(topic, counter)
+                    case SaveSpent(spent):
+                        self._set(self._meta, "spent", spent)
                 self._done(effect)
         except NoRoom:
             return False

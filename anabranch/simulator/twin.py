@@ -27,6 +27,7 @@ from anabranch.simulator.world import World
 from broker_aggregator.config import GatewayConfig
 from broker_aggregator.config import GatewaySection as GatewaySettings
 from edge_agent.agent import AgentSettings
+from edge_agent.budget import BudgetConfig
 from fl_protocol.better import reaches
 from fl_protocol.bundle import Bundle
 from fl_protocol.durable import write_durably
@@ -169,7 +170,12 @@ class Twin:
             step_s=training.step_ms / 1000,
             overhead_s=training.overhead_ms / 1000,
             memory_mb=training.memory_mb,
-            settings=AgentSettings(predict_s=agent.predict_s, health_s=agent.health_s),
+            settings=AgentSettings(
+                budget=BudgetConfig(daily_mb=agent.daily_mb, up_kbit_s=agent.up_kbit_s),
+                predict_s=agent.predict_s,
+                health_s=agent.health_s,
+                state_s=agent.state_s,
+            ),
             measure_s=agent.measure_s,
             reconnect_max_s=agent.reconnect_max_s,
         )

@@ -10,12 +10,14 @@ PACKETS = (1024, 4096, 268_435_455)  # bytes: everything in chunks, the bundle o
 
 
 def varied(experiment: Experiment, rng: Random) -> Experiment:
-    """The experiment with mode, codec, clipping, packets, predictions and availability drawn."""
+    """The experiment with mode, codecs, clipping, packets, predictions and availability drawn."""
     plan = {**experiment.plan, "codec": dict(rng.choice(CODECS))}
     if rng.random() < 0.25:
         plan |= {"mode": "synchronous", "quorum": 1}
     if rng.random() < 0.25:
         plan["clip_norm"] = "0.5"
+    if rng.random() < 0.5:
+        plan["downlink"] = {"name": "uq", "step": "1.5"}
     availability = experiment.availability
     if rng.random() < 0.2:
         availability = replace(availability, kind="turns", awake_s=60.0, asleep_s=30.0)

@@ -2,6 +2,14 @@
 
 from fl_protocol.compression.feedback import Prepared, prepare
 from fl_protocol.compression.float16 import decode_statistics, encode_statistics
-from fl_protocol.compression.pipeline import Compressor, make_compressor
+from fl_protocol.compression.pipeline import CODECS, Compressor, make_compressor
 
-__all__ = ["Compressor", "Prepared", "decode_statistics", "encode_statistics", "make_compressor", "prepare"]
+__all__ = [
+    "CODECS",
+    "Compressor",
+    "Prepared",
+    "decode_statistics",
+    "encode_statistics",
+    "make_compressor",
+    "prepare",
+]

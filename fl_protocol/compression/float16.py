@@ -3,9 +3,12 @@
 Smaller values have an absolute error of at most 2^-25; larger ones become 65504, and error feedback carries the rest.
 """
 
+from typing import ClassVar, Self
+
 from numpy.random import Generator
 
 from fl_protocol.compression.floats import decode_floats, encode_floats, finite
+from fl_protocol.compression.parameters import Parameters
 from fl_protocol.tensors import ModelLayout, Vector
 
 
@@ -13,9 +16,15 @@ class Float16:
     """The codec that needs no thought: half the bytes, no loss that training notices."""
 
     name = "float16"
+    example: ClassVar = {"name": "float16"}
 
     def __init__(self, layout: ModelLayout) -> None:
         self._size = layout.num_parameters
+
+    @classmethod
+    def make(cls, layout: ModelLayout, _parameters: Parameters, _max_bytes: int | None) -> Self:
+        """There is nothing to set."""
+        return cls(layout)
 
     def compress(self, vector: Vector, _rng: Generator, /) -> bytes:
         """Shape (P,) -> 2 P bytes. Raises `ValueError` for a vector that is not finite."""

@@ -1,21 +1,28 @@
 """From the plan's `codec` settings, which are data, to the compressor that they describe.
 
-A device needs no new code for a new plan: it refuses what it does not know, by name.
+A device needs no new code for a new plan: it refuses what it does not know, by name. A codec turns a vector into
+symbols and scales; its `coder` (coders.py), where it has one, turns symbols into bytes.
 """
 
-import re
 from collections.abc import Mapping
-from typing import Protocol
+from typing import ClassVar, Protocol, Self
 
 from numpy.random import Generator
 
+from fl_protocol.compression.eden import Eden
 from fl_protocol.compression.float16 import Float16
 from fl_protocol.compression.none import Float32
-from fl_protocol.compression.uq import DEFAULT_STEP, MAX_STEP, MIN_STEP, DeadZone
+from fl_protocol.compression.parameters import Parameters
+from fl_protocol.compression.powersgd import PowerSgd
+from fl_protocol.compression.qsgd import Qsgd
+from fl_protocol.compression.randomk import RandomK
+from fl_protocol.compression.sign import Sign
+from fl_protocol.compression.ternary import Ternary
+from fl_protocol.compression.threshold import Threshold
+from fl_protocol.compression.topk import TopK
+from fl_protocol.compression.uq import DeadZone
 from fl_protocol.errors import Code, ProtocolError
 from fl_protocol.tensors import ModelLayout, Vector
-
-_NUMBER = re.compile(r"[0-9]{1,6}(\.[0-9]{1,12})?")
 
 
 class Compressor(Protocol):
@@ -32,29 +39,43 @@ class Compressor(Protocol):
         """What the bytes say, in memory bounded by the layout. Raises `ProtocolError(E_SCHEMA | E_SIZE | E_NAN)`."""
 
 
-def make_compressor(settings: Mapping[str, str], layout: ModelLayout) -> Compressor:
+class Codec(Compressor, Protocol):
+    """A compressor's class: how settings make one, and settings that do."""
+
+    example: ClassVar[dict[str, str]]
+
+    @classmethod
+    def make(cls, layout: ModelLayout, parameters: Parameters, max_bytes: int | None) -> Self:
+        """One of `parameters`, all of which it reads. Raises `ProtocolError(E_SCHEMA)`."""
+
+
+_ALL: tuple[type[Codec], ...] = (
+    Float32,
+    Float16,
+    DeadZone,
+    Qsgd,
+    Ternary,
+    Sign,
+    TopK,
+    Threshold,
+    RandomK,
+    Eden,
+    PowerSgd,
+)
+CODECS: Mapping[str, type[Codec]] = {codec.example["name"]: codec for codec in _ALL}
+
+
+def make_compressor(settings: Mapping[str, str], layout: ModelLayout, max_bytes: int | None = None) -> Compressor:
     """The compressor of `settings`, e.g. `{"name": "uq", "step": "2.0"}`.
 
-    Raises `ProtocolError(E_SCHEMA)` naming an unknown codec or parameter, or a value out of range.
+    A device that has only `max_bytes` for an update says so: `uq` keeps to it as far as its range allows, the others
+    have but one rate. The reader needs not know. Raises `ProtocolError(E_SCHEMA)` naming an unknown codec or parameter,
+    or a value out of range.
     """
-    left = dict(settings)
-    compressor: Compressor
-    match name := left.pop("name", ""):
-        case "none":
-            compressor = Float32(layout)
-        case "float16":
-            compressor = Float16(layout)
-        case "uq":
-            compressor = DeadZone(layout, _take_number(left, "step", DEFAULT_STEP, MIN_STEP, MAX_STEP))
-        case _:
-            raise ProtocolError(Code.SCHEMA, f"no codec is called {name!r:.80}")
-    if left:
-        raise ProtocolError(Code.SCHEMA, f"the codec {name} has no parameter {min(left)!r:.80}")
+    parameters = Parameters(settings)
+    codec = CODECS.get(parameters.name)
+    if codec is None:
+        raise ProtocolError(Code.SCHEMA, f"no codec is called {parameters.name!r:.80}")
+    compressor = codec.make(layout, parameters, max_bytes)
+    parameters.finish()
     return compressor
-
-
-def _take_number(settings: dict[str, str], key: str, default: float, low: float, high: float) -> float:
-    text = settings.pop(key, str(default))
-    if not _NUMBER.fullmatch(text) or not low <= float(text) <= high:
-        raise ProtocolError(Code.SCHEMA, f"{key} is a number from {low} to {high}, not {text!r:.80}")
-    return float(text)

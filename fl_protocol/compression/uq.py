@@ -1,89 +1,145 @@
-"""`uq`: a uniform quantiser with a dead zone, then entropy coding; 0.3 to 2 bits a parameter.
+"""`uq`: a uniform quantiser with a dead zone, then entropy coding; 0.1 to 2 bits a parameter.
 
 Tensor by tensor, with s = step * rms(a):  q = sign(a) floor(|a| / s + 0.33), and what arrives is q s. Values below
-0.67 s become zero, which costs almost no bits; error feedback brings them in a later update. Tensors of fewer than 256
-elements (biases, scales) travel as float16: they are few, and sensitive.
+0.67 s become zero, which costs almost no bits; error feedback brings them in a later update. Biased; contracts.
+Tensors of fewer than 256 elements (biases, scales) have a step `fine` times finer: they are few, and sensitive.
 
-    one float32 s a quantised tensor · float16 of the small tensors · symbols (rice.py), all tensors in one row
+    scales (scales.py), a byte a tensor · symbols, by `coder`: the large tensors' in a row, the small ones' in another
+
+With `bits`, or a device's `max_bytes`, `step` is the finest that may be: each update takes the one that fits (rate.py).
 
 Source: the measurements in `algorithms.md`, section 2, where it was the best of thirty. Added here: s is at most
-max|a|, so that something always arrives: |a - q s|^2 <= (1 - 1/n) |a|^2, the contraction that error feedback rests on
-(Stich et al. 2018). Without it a tensor of equal magnitudes would never be sent from step 1.5 up, and in 800 updates of
-one steady Gaussian delta at step 3 the residual grew to 240 times its norm; with it, to 3 (to 1.4 at step 2).
+max|a|, so that something always arrives: |a - q s|^2 <= (1 - 0.75/n) |a|^2, the contraction that error feedback rests
+on (Stich et al. 2018). Without it a tensor of equal magnitudes would never be sent from step 1.5 up, and in 800 updates
+of one steady Gaussian delta at step 3 the residual grew to 240 times its norm; with it, to 3 (to 1.4 at step 2).
+
+That puts a floor under the bytes, since what error feedback leaves has a flat top: deltas of har_cnn took 150 to 650
+bytes from step 4 up, whatever the step. Where bytes are bounded the dead zone therefore goes on growing with a step
+beyond max|a|, from 0.67 max|a| to (1 - 0.33 max|a| / (step rms)) max|a|, and the step to 128: those deltas fit into 90.
 """
 
+from collections.abc import Callable
 from itertools import accumulate, pairwise
+from typing import ClassVar, Self
 
 import numpy as np
 from numpy.random import Generator
 
-from fl_protocol.compression import rice
-from fl_protocol.compression.floats import decode_floats, encode_floats, finite
+from fl_protocol.compression.coders import Coder
+from fl_protocol.compression.floats import finite
+from fl_protocol.compression.grid import bounded, cut
+from fl_protocol.compression.parameters import Parameters
+from fl_protocol.compression.rate import Floats, Histogram, fit
+from fl_protocol.compression.rice import MAX_MAGNITUDE
+from fl_protocol.compression.scales import TINY, decode_scales, encode_scales, num_bytes
 from fl_protocol.errors import Code, ProtocolError
 from fl_protocol.tensors import ModelLayout, Vector
 
 ROUNDING = np.float32(0.33)
-SMALL = 256  # elements; a tensor below that is float16
+SMALL = 256  # elements; a tensor below that has a finer step
 DEFAULT_STEP, MIN_STEP, MAX_STEP = 1.0, 0.5, 8.0
-LARGEST = np.float32(1e36)  # far above any delta; below it q s cannot overflow
-TINY = np.finfo(np.float32).tiny  # processors differ in how they multiply what is smaller
+MAX_FITTED_STEP = 128.0  # where bytes are bounded
+DEFAULT_FINE, MAX_FINE = 4.0, 16.0
+MIN_BITS, MAX_BITS = 0.01, 32.0
 
 
 class DeadZone:
     """The default codec. `step` is in units of a tensor's root mean square: larger means fewer bytes and more loss."""
 
     name = "uq"
+    example: ClassVar = {"name": "uq", "step": "2.0"}
 
-    def __init__(self, layout: ModelLayout, step: float = DEFAULT_STEP) -> None:
+    def __init__(
+        self,
+        layout: ModelLayout,
+        step: float = DEFAULT_STEP,
+        fine: float = DEFAULT_FINE,
+        max_bytes: int | None = None,
+        coder: str = "rice",
+    ) -> None:
         self._step = step
+        self._max_bytes = max_bytes
+        self._coder = Coder(coder, -MAX_MAGNITUDE, MAX_MAGNITUDE)
         self._size = layout.num_parameters
         sliced = layout.parameter_slices()
-        self._large, self._num_large = _side_by_side([s for entry, s in sliced if entry.size >= SMALL])
-        self._small, self._num_small = _side_by_side([s for entry, s in sliced if entry.size < SMALL])
+        self._tensors = [where for _, where in sliced]
+        self._finer = np.array([1.0 if entry.size >= SMALL else fine for entry, _ in sliced])
+        large = [entry.size >= SMALL for entry, _ in sliced]
+        self._groups = [[i for i, is_large in enumerate(large) if is_large == wanted] for wanted in (True, False)]
+        self._places = [_side_by_side([sliced[i][0].size for i in group]) for group in self._groups]
+        self._sizes = [places[-1].stop if places else 0 for places in self._places]
+
+    @classmethod
+    def make(cls, layout: ModelLayout, parameters: Parameters, max_bytes: int | None) -> Self:
+        """As the plan's settings say: `step`, `fine`, `coder`, and `bits` a parameter at most."""
+        step = parameters.number("step", DEFAULT_STEP, MIN_STEP, MAX_STEP)
+        fine = parameters.number("fine", DEFAULT_FINE, 1.0, MAX_FINE)
+        if parameters.has("bits"):
+            target = int(parameters.number("bits", MAX_BITS, MIN_BITS, MAX_BITS) * layout.num_parameters / 8)
+            max_bytes = target if max_bytes is None else min(target, max_bytes)
+        return cls(layout, step, fine, max_bytes, parameters.choice("coder", ("rice", "range", "deflate")))
 
     def compress(self, vector: Vector, _rng: Generator, /) -> bytes:
         """Shape (P,) -> bytes, deterministic. Raises `ValueError` for a vector that is not finite."""
-        finite(vector, self._size)
-        scales = np.zeros(len(self._large), np.float32)
-        symbols = np.zeros(self._num_large, np.int32)
-        for i, (tensor, place) in enumerate(self._large):
-            values = np.clip(vector[tensor], -LARGEST, LARGEST)
-            rms = np.sqrt(np.mean(np.square(values, dtype=np.float64)))
-            scale = np.float32(min(self._step * rms, np.abs(values).max()))
-            if scale >= TINY:
-                scales[i] = scale
-                symbols[place] = values / scale + np.copysign(ROUNDING, values)  # truncated towards zero
-        small = np.empty(self._num_small, np.float32)
-        for tensor, place in self._small:
-            small[place] = vector[tensor]
-        return encode_floats(scales, "<f4") + encode_floats(small, "<f2") + rice.encode(symbols)
+        values = bounded(finite(vector, self._size))
+        peaks = np.array([np.abs(values[t]).max() for t in self._tensors], np.float64)
+        rms = np.array([np.sqrt(np.mean(np.square(values[t], dtype=np.float64))) for t in self._tensors])
+        units = rms / self._finer
+
+        if self._max_bytes is None:
+            return self._encode(values, np.minimum(self._step * units, peaks), np.zeros(len(peaks)))
+
+        def encode(step: float) -> bytes:
+            beyond = np.minimum(1, peaks / np.maximum(step * units, TINY))  # below 1: the step is above max|a|
+            return self._encode(values, np.minimum(step * units, peaks), (beyond < 1) * (1 - 0.33 * beyond) * peaks)
+
+        return fit(encode, self._forecast(values, units), self._max_bytes, self._step, MAX_FITTED_STEP)
 
     def decompress(self, payload: bytes) -> Vector:
         """q s, shape (P,), by elementwise float32 multiplication alone: the same bits on every processor.
 
         Raises `ProtocolError(E_SIZE | E_SCHEMA | E_NAN)`.
         """
-        small_at = 4 * len(self._large)
-        symbols_at = small_at + 2 * self._num_small
-        # From step 0.5 up, positions, signs and magnitudes take less than a byte an element together.
-        if len(payload) > symbols_at + self._num_large + 32:
-            raise ProtocolError(Code.SIZE, f"{len(payload)} bytes for {self._size} parameters")
-        scales = decode_floats(payload[:small_at], "<f4", len(self._large))
-        small = decode_floats(payload[small_at:symbols_at], "<f2", self._num_small)
-        symbols = rice.decode(payload[symbols_at:], self._num_large)
+        head, stream = cut(payload, num_bytes(len(self._tensors)))
+        scales = decode_scales(head, len(self._tensors))
+        rows = self._coder.decode(stream, self._sizes)
         vector = np.empty(self._size, np.float32)
-        with np.errstate(over="ignore"):  # a hostile scale; found below
-            for scale, (tensor, place) in zip(scales, self._large, strict=True):
-                vector[tensor] = symbols[place].astype(np.float32) * scale
-        for tensor, place in self._small:
-            vector[tensor] = small[place]
+        with np.errstate(over="ignore", invalid="ignore"):  # a hostile scale; found below
+            for group, places, row in zip(self._groups, self._places, rows, strict=True):
+                for i, place in zip(group, places, strict=True):
+                    np.multiply(row[place], scales[i], out=vector[self._tensors[i]], casting="unsafe", dtype=np.float32)
         if not np.isfinite(vector).all():
             raise ProtocolError(Code.NAN, "a symbol times its scale is beyond float32")
         return vector
 
+    def _encode(self, values: Vector, wanted: Floats, least: Floats) -> bytes:
+        """With scales near `wanted`; magnitudes below `least` become zero, too."""
+        head, scales = encode_scales(wanted.astype(np.float32), "nearest")
+        rows = [np.zeros(size, np.int32) for size in self._sizes]
+        for group, places, row in zip(self._groups, self._places, rows, strict=True):
+            for i, place in zip(group, places, strict=True):
+                if scales[i] > 0:
+                    tensor = values[self._tensors[i]]
+                    row[place] = tensor / scales[i] + np.copysign(ROUNDING, tensor)  # truncated towards zero
+                    if least[i] > 0:
+                        row[place] *= np.abs(tensor) >= np.float32(least[i])
+        return head + self._coder.encode(rows)
 
-def _side_by_side(tensors: list[slice]) -> tuple[list[tuple[slice, slice]], int]:
-    """Each slice of the vector with its place when only these stand in a row, and the row's length."""
-    ends = list(accumulate((t.stop - t.start for t in tensors), initial=0))
-    places = [slice(start, stop) for start, stop in pairwise(ends)]
-    return list(zip(tensors, places, strict=True)), ends[-1]
+    def _forecast(self, values: Vector, units: Floats) -> Callable[[Floats], Floats]:
+        histograms = []
+        for group in self._groups:
+            histograms.append(histogram := Histogram())
+            for i in group:
+                histogram.add(values[self._tensors[i]], units[i])
+        overhead = num_bytes(len(self._tensors)) + 7 * sum(size > 0 for size in self._sizes)
+
+        def forecast(steps: Floats) -> Floats:
+            bits = [histogram.bits(steps, float(ROUNDING)) for histogram in histograms]
+            return np.asarray(overhead + np.sum(bits, axis=0) / 8, np.float64)
+
+        return forecast
+
+
+def _side_by_side(sizes: list[int]) -> list[slice]:
+    """Where tensors of these sizes stand in a row."""
+    return [slice(start, stop) for start, stop in pairwise(accumulate(sizes, initial=0))]

@@ -13,8 +13,8 @@ MEAN, DEVIATION = 0.286, 0.353  # of the training pictures, 0 white to 1 black
 class Config:
     """Sizes of the network. A block is (channels, stride)."""
 
-    stem: int = 24
-    blocks: tuple[tuple[int, int], ...] = ((48, 1), (96, 2), (128, 1))
+    stem: int = 16
+    blocks: tuple[tuple[int, int], ...] = ((24, 1), (80, 2), (128, 1))  # few where planes are large: memory
     classes: int = 10
 
 

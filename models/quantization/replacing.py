@@ -6,6 +6,7 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
+from fl_protocol.errors import ConfigError
 from models.quantization import batch_norm
 from models.quantization.affine import FakeQuantAffine, FoldedBatchNorm
 from models.quantization.dataflow import places
@@ -29,6 +30,7 @@ def fake_quantized(module: nn.Module, bits: int = 8, keep_float: Sequence[str] =
     largest_code(bits)
     batch_norm.replaced(module)
     layers = {n: layer for n, layer in module.named_modules() if not below(n, keep_float)}
+    _refuse_whole_blocks(layers)
     for name, layer in layers.items():
         if type(layer) in QUANTIZED:
             module.set_submodule(name, QUANTIZED[type(layer)](layer, bits))
@@ -41,6 +43,19 @@ def fake_quantized(module: nn.Module, bits: int = 8, keep_float: Sequence[str] =
             fake.fold(folded)
             module.set_submodule(place.norm, folded)
     return module
+
+
+def _refuse_whole_blocks(layers: Mapping[str, nn.Module]) -> None:
+    """Torch's transformer layer reads the weights of layers within it, which int8 ones do not have."""
+    for name, layer in layers.items():
+        if isinstance(layer, nn.TransformerEncoderLayer):
+            where = f"{name} ({type(layer).__name__})" if name else type(layer).__name__
+            raise ConfigError(
+                f"{where} is one block that reads its layers' weights itself, so they cannot become int8",
+                "write the block out: nn.MultiheadAttention(..., batch_first=True), nn.LayerNorm and nn.Linear, each "
+                "half added to what it got (docs/bring-your-own-model.md); or name it in `keep_float`, with "
+                "batch_first=True and dropout=0.0",
+            )
 
 
 def int8(module: nn.Module) -> nn.Module:

@@ -83,12 +83,18 @@ def test_differences_are_paired_by_seed():
     assert table["baseline: guess"] == "0.500"
 
 
-def test_a_page_is_written_between_its_marks(tmp_path):
+def test_a_page_is_written_between_the_marks_of_its_width(tmp_path):
     """What stands around them stays; a page without marks is refused."""
     page = tmp_path / "page.md"
-    page.write_text(f"before\n{bench.BEGIN}\nold\n{bench.END}\nafter\n")
-    bench.write(page, "new")
-    assert page.read_text() == f"before\n{bench.BEGIN}\nnew\n{bench.END}\nafter\n"
+    text = (
+        "before\n<!-- model-accuracy -->\n{}\n<!-- /model-accuracy -->\n"
+        "<!-- model-accuracy of 4 bits -->\n{}\n<!-- /model-accuracy of 4 bits -->\nafter\n"
+    )
+    page.write_text(text.format("old", "old"))
+    bench.write(page, "new", 8)
+    assert page.read_text() == text.format("new", "old")
+    bench.write(page, "newer", 4)
+    assert page.read_text() == text.format("new", "newer")
     page.write_text("bare")
     with pytest.raises(SystemExit, match="has no"):
-        bench.write(page, "new")
+        bench.write(page, "new", 8)

@@ -60,6 +60,24 @@ def test_a_repeat_hears_the_stored_verdict_and_counts_nothing():
     assert not of_kind(effects, RecordUpdate, RecordVerdict, CommitRelease)
 
 
+def test_a_verdict_and_the_status_say_what_it_cost_and_what_float32_would_have():
+    """Of what arrived; a repeat says the same; refused ones cost too. An offer that is refused has brought nothing."""
+    g = gateway(max_staleness=1)
+    update = make_update("fan-0", 1, 0, D)
+    size, plain = len(seal_update(update, key_of("fan-0"), FLEET, "t")), 4 * LAYOUT.size
+    first = g.verdict(update)
+    assert first.bytes_up is not None
+    assert abs(first.bytes_up - size) < 100
+    assert first.bytes_up_float32 == plain
+    assert g.verdict(update) == replace(first, repeat=True)
+    refused = g.verdict(make_update("fan-1", 1, 0, D, fingerprint="f" * 32))
+    assert refused.bytes_up
+    status = g.task.status(6, 6)
+    assert status.bytes_up == first.bytes_up + refused.bytes_up
+    assert status.ratio_up == round(plain / status.bytes_up, 2)
+    assert gateway().task.status(6, 6).ratio_up is None
+
+
 @pytest.mark.parametrize(
     ("change", "verdict", "code"),
     [

@@ -33,6 +33,10 @@ def test_people_can_read_it(store):
     assert task["version"] == g.task.release.version
     assert task["updates"] == {k: v for k, v in g.task.verdicts.items() if v}
     assert sum(d["accepted"] for d in devices(store)) == g.task.verdicts["accepted"]
+    said = g.task.status(1, 1)
+    assert said.ratio_up
+    for name in ("bytes_up", "bytes_up_float32", "ratio_up"):
+        assert task[name] == getattr(said, name)
 
 
 def test_files_that_are_no_store(tmp_path):

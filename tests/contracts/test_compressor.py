@@ -9,71 +9,58 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fl_protocol.compression import Compressor, make_compressor
+from fl_protocol.compression import CODECS, make_compressor
 from fl_protocol.compression.uq import SMALL
-from fl_protocol.errors import Code, ProtocolError
-from fl_protocol.tensors import ModelLayout, TensorEntry, Vector
+from fl_protocol.errors import ProtocolError
+from fl_protocol.tensors import ModelLayout, Vector
+from tests.support.codecs import LAYOUTS, MIXED, VARIANTS, gaussian, heavy, layout_of, through
 
-CODECS = {
-    "none": {"name": "none"},
-    "float16": {"name": "float16"},
-    "uq-0.5": {"name": "uq", "step": "0.5"},
-    "uq-2": {"name": "uq", "step": "2"},
-    "uq-8": {"name": "uq", "step": "8.0"},
-}
 GOLDEN = Path(__file__).parents[1] / "wire" / "compression"
 
-codecs = pytest.mark.parametrize("codec", list(CODECS))
+codecs = pytest.mark.parametrize("codec", list(VARIANTS))
 
 
-def layout_of(*shapes: tuple[int, ...]) -> ModelLayout:
-    statistic = TensorEntry("range", (3,), "statistic")  # never part of a delta
-    return ModelLayout((statistic, *(TensorEntry(f"t{i}", shape, "parameter") for i, shape in enumerate(shapes))))
-
-
-MIXED = layout_of((16, 24), (24,), (), (255,), (256,), (24, 20))  # large and small, one element, both sides of 256
-LAYOUTS = {
-    "mixed": MIXED,
-    "one element": layout_of(()),
-    "all small": layout_of((5,), (7,)),
-    "one large": layout_of((900,)),
-}
 layouts = pytest.mark.parametrize("layout", list(LAYOUTS.values()), ids=list(LAYOUTS))
 
 
-def gaussian(layout: ModelLayout, seed: int = 0, scale: float = 1e-3) -> Vector:
-    return (np.random.default_rng(seed).standard_normal(layout.num_parameters) * scale).astype(np.float32)
-
-
-def heavy(layout: ModelLayout, seed: int = 0) -> Vector:
-    return np.random.default_rng(seed).standard_t(1.5, layout.num_parameters).astype(np.float32)
-
-
-def through(codec: Compressor, vector: Vector) -> Vector:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        result = codec.decompress(codec.compress(vector, np.random.default_rng(0)))
-    assert result.dtype == np.float32
-    assert result.shape == vector.shape
-    assert np.isfinite(result).all()
-    assert result.flags.writeable
-    return result
-
-
 def largest_error(settings: dict[str, str], layout: ModelLayout, vector: Vector) -> Vector:
-    """What each codec promises, element by element."""
+    """What each codec promises, element by element; 1.13 is what a rounded scale may be above itself."""
     v = np.abs(vector.astype(np.float64))
     half = np.maximum(np.maximum(v * 2.0**-11, 2.0**-25), v - 65504)
+    tensors = [where for _, where in layout.parameter_slices()]
+    peaks = np.concatenate([np.full(v[t].shape, v[t].max()) for t in tensors])
     match settings["name"]:
         case "none":
             return np.zeros_like(v)
         case "float16":
             return half
-    bound = half
-    for entry, where in layout.parameter_slices():
-        if entry.size >= SMALL:
-            bound[where] = 0.67 * float(settings["step"]) * np.sqrt(np.mean(v[where] ** 2)) * (1 + 1e-5) + 1e-37
-    return bound
+        case "uq":
+            if "bits" in settings:
+                return v  # any step: what is sent is nearer than zero is
+            step = float(settings["step"])
+            rms = np.concatenate([np.full(v[t].shape, np.sqrt(np.mean(v[t] ** 2))) for t in tensors])
+            finer = np.concatenate(
+                [
+                    np.full(e.size, 1 if e.size >= SMALL else float(settings.get("fine", "4")))
+                    for e, _ in layout.parameter_slices()
+                ]
+            )
+            return 0.67 * 1.065 * step * rms / finer + 2.0**-18 * step * rms.max() + 1e-35
+        case "qsgd":
+            cell = np.maximum(1.13 * peaks / max(1, 2 ** (int(settings["bits"]) - 1) - 1), 2.0**-22 * peaks.max())
+            return cell * (2.0 if settings["bits"] == "1" else 1.0) + 1e-35
+        case "sign":
+            return np.maximum(v, 1.13 * peaks) + 2.0**-23 * v.max() + 1e-35
+        case "ternary":
+            return np.full_like(v, v.max())
+        case "topk" | "threshold":
+            return v
+        case "randomk":
+            bits, share = int(settings.get("values", "16")), float(settings["share"])
+            if settings.get("gain") == "unbiased":
+                return np.maximum(v, v.max() / share)
+            return np.maximum(v, v.max() * (2.0**-11 if bits == 16 else 0.5 / (2 ** (bits - 1) - 1)))
+    return np.full_like(v, 4 * np.sqrt(np.sum(v**2)) + 1e-35)  # eden and powersgd mix elements
 
 
 @codecs
@@ -81,31 +68,35 @@ def largest_error(settings: dict[str, str], layout: ModelLayout, vector: Vector)
 @settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 2**32), exponent=st.integers(-46, 30))
 def test_what_arrives_is_within_the_declared_error(codec: str, layout: ModelLayout, seed: int, exponent: int) -> None:
-    """None is exact, float16 keeps eleven bits, `uq` stays within 0.67 steps; from denormals to 1e30."""
-    compressor = make_compressor(CODECS[codec], layout)
+    """None is exact, float16 keeps eleven bits, `uq` stays within 0.67 steps, ..; from denormals to 1e30."""
+    compressor = make_compressor(VARIANTS[codec], layout)
     for vector in (gaussian(layout, seed, 10.0**exponent), heavy(layout, seed)):
         error = np.abs(through(compressor, vector).astype(np.float64) - vector)
-        assert (error <= largest_error(CODECS[codec], layout, vector)).all()
+        assert (error <= largest_error(VARIANTS[codec], layout, vector) * (1 + 1e-5)).all()
 
 
 @codecs
 @layouts
 def test_zeros_stay_zeros(codec: str, layout: ModelLayout) -> None:
-    """A device that learnt nothing says so, in few bytes where the codec is a lossy one."""
-    compressor = make_compressor(CODECS[codec], layout)
+    """A device that learnt nothing says so."""
+    compressor = make_compressor(VARIANTS[codec], layout)
     assert not through(compressor, np.zeros(layout.num_parameters, np.float32)).any()
+
+
+KEEPS_SIGNS = [name for name in VARIANTS if not name.startswith(("qsgd-1", "sign", "eden", "powersgd"))]
 
 
 @codecs
 @layouts
 @pytest.mark.parametrize("value", [3.4028235e38, -3.4028235e38, 1e-45, 1.17e-38, 65519.0])
 def test_the_ends_of_float32_stay_finite(codec: str, layout: ModelLayout, value: float) -> None:
-    """Whole vectors of them, and one among zeros; nothing changes its sign."""
-    compressor = make_compressor(CODECS[codec], layout)
+    """Whole vectors of them, and one among zeros; most codecs change no sign."""
+    compressor = make_compressor(VARIANTS[codec], layout)
     alone = np.zeros(layout.num_parameters, np.float32)
     alone[-1] = value
     for vector in (alone, np.full(layout.num_parameters, value, np.float32)):
-        assert (through(compressor, vector) * np.sign(vector) >= 0).all()
+        arrived = through(compressor, vector)
+        assert codec not in KEEPS_SIGNS or (arrived * np.sign(vector) >= 0).all()
 
 
 @codecs
@@ -115,7 +106,7 @@ def test_compress_is_deterministic_and_leaves_its_input_alone(codec: str) -> Non
     before = vector.copy()
     payloads = {
         compressor.compress(vector, np.random.default_rng(7))
-        for compressor in (make_compressor(CODECS[codec], MIXED), make_compressor(CODECS[codec], MIXED))
+        for compressor in (make_compressor(VARIANTS[codec], MIXED), make_compressor(VARIANTS[codec], MIXED))
         for _ in range(2)
     }
     assert len(payloads) == 1
@@ -129,13 +120,13 @@ def test_what_is_not_finite_is_never_sent(codec: str, bad: float) -> None:
     vector = gaussian(MIXED)
     vector[5] = bad
     with pytest.raises(ValueError, match="NaN or infinity"):
-        make_compressor(CODECS[codec], MIXED).compress(vector, np.random.default_rng(0))
+        make_compressor(VARIANTS[codec], MIXED).compress(vector, np.random.default_rng(0))
 
 
 @codecs
 def test_another_shape_or_type_is_a_mistake(codec: str) -> None:
     """Nothing is cut or filled up in silence."""
-    compressor = make_compressor(CODECS[codec], MIXED)
+    compressor = make_compressor(VARIANTS[codec], MIXED)
     for vector in (np.zeros(0, np.float32), gaussian(MIXED)[1:], gaussian(MIXED).astype(np.float64)):
         with pytest.raises(ValueError, match="wanted float32 of shape"):
             compressor.compress(vector, np.random.default_rng(0))
@@ -144,14 +135,14 @@ def test_another_shape_or_type_is_a_mistake(codec: str) -> None:
 @codecs
 def test_the_golden_payload_reads_as_ever(codec: str) -> None:
     """Bit for bit, on every processor: `tests/wire/compression` never changes."""
-    vector = make_compressor(CODECS[codec], MIXED).decompress((GOLDEN / f"{codec}.payload").read_bytes())
+    vector = make_compressor(VARIANTS[codec], MIXED).decompress((GOLDEN / f"{codec}.payload").read_bytes())
     assert vector.astype("<f4").tobytes() == (GOLDEN / f"{codec}.float32").read_bytes()
 
 
 @codecs
 def test_every_truncation_of_the_golden_payload_is_refused(codec: str) -> None:
     """At every length; and so is a byte more."""
-    compressor = make_compressor(CODECS[codec], MIXED)
+    compressor = make_compressor(VARIANTS[codec], MIXED)
     payload = (GOLDEN / f"{codec}.payload").read_bytes()
     for length in range(len(payload)):
         with pytest.raises(ProtocolError):
@@ -166,7 +157,7 @@ def read_or_refuse(codec: str, payload: bytes) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         try:
-            vector = make_compressor(CODECS[codec], MIXED).decompress(payload)
+            vector = make_compressor(VARIANTS[codec], MIXED).decompress(payload)
         except ProtocolError:
             return
     assert vector.shape == (MIXED.num_parameters,)
@@ -174,7 +165,7 @@ def read_or_refuse(codec: str, payload: bytes) -> None:
 
 
 @codecs
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(
     changes=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), max_size=8),
     cut=st.floats(0, 1),
@@ -192,7 +183,7 @@ def test_a_damaged_payload_is_read_or_refused(
 
 
 @codecs
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(payload=st.binary(max_size=3000))
 def test_noise_is_read_or_refused(codec: str, payload: bytes) -> None:
     """Bytes that no codec ever wrote."""
@@ -201,12 +192,12 @@ def test_noise_is_read_or_refused(codec: str, payload: bytes) -> None:
 
 @codecs
 @pytest.mark.parametrize("fill", [0x00, 0x55, 0x7F, 0x80, 0xFF])
-@pytest.mark.parametrize("length", [100, 100_000, 10_000_000])
+@pytest.mark.parametrize("length", [100, 100_000, 3_000_000])
 def test_a_hostile_payload_costs_no_more_than_the_layout(codec: str, fill: int, length: int) -> None:
     """20 times the float32 vector at most, whatever it says and however long it is."""
     layout = layout_of((50, 1000))
-    compressor = make_compressor(CODECS[codec], layout)
-    symbols = 4  # where they begin in this layout
+    compressor = make_compressor(VARIANTS[codec], layout)
+    symbols = 5  # where they begin in most
     honest = compressor.compress(heavy(layout), np.random.default_rng(0))
     for payload in (bytes([fill]) * length, honest[:symbols] + bytes([fill]) * length, honest + bytes([fill]) * length):
         tracemalloc.start()
@@ -223,35 +214,11 @@ def test_a_hostile_payload_costs_no_more_than_the_layout(codec: str, fill: int, 
 @codecs
 def test_the_compressor_is_called_what_the_plan_calls_it(codec: str) -> None:
     """So that an update can say what it was made with."""
-    assert make_compressor(CODECS[codec], MIXED).name == CODECS[codec]["name"]
+    assert make_compressor(VARIANTS[codec], MIXED).name == VARIANTS[codec]["name"]
 
 
-@pytest.mark.parametrize(
-    ("settings", "named"),
-    [
-        ({}, "''"),
-        ({"name": "zip"}, "'zip'"),
-        ({"name": "none", "step": "1"}, "'step'"),
-        ({"name": "uq", "stepp": "1"}, "'stepp'"),
-        ({"name": "uq", "step": "0.4"}, "'0.4'"),
-        ({"name": "uq", "step": "8.1"}, "'8.1'"),
-        ({"name": "uq", "step": "nan"}, "'nan'"),
-        ({"name": "uq", "step": "1e0"}, "'1e0'"),
-        ({"name": "uq", "step": "-1"}, "'-1'"),
-        ({"name": "uq", "step": "1_0"}, "'1_0'"),
-        ({"name": "uq", "step": " 1"}, "' 1'"),
-        ({"name": "uq", "step": ""}, "''"),
-    ],
-)
-def test_settings_that_are_not_understood_are_refused_by_name(settings: dict[str, str], named: str) -> None:
-    """A plan of a later software, or a mistyped one: E_SCHEMA, and what it is about."""
-    with pytest.raises(ProtocolError, match=named) as caught:
-        make_compressor(settings, MIXED)
-    assert caught.value.code is Code.SCHEMA
-
-
-def test_the_default_step_is_the_plans() -> None:
-    """A plan that names only the codec means the same as the default plan."""
-    vector, rng = gaussian(MIXED), np.random.default_rng(0)
-    plain, named = (make_compressor(s, MIXED) for s in ({"name": "uq"}, {"name": "uq", "step": "1.0"}))
-    assert plain.compress(vector, rng) == named.compress(vector, rng)
+def test_the_suite_knows_every_codec() -> None:
+    """A codec without a variant here would be held to nothing; an example that is not understood helps nobody."""
+    assert {settings["name"] for settings in VARIANTS.values()} == set(CODECS)
+    for name, codec in CODECS.items():
+        assert make_compressor(codec.example, MIXED).name == codec.name == name

@@ -49,6 +49,25 @@ def test_a_file_is_what_was_written_last(disk: Disk) -> None:
     assert (files.read(root / "f"), files.is_file(root / "f")) == (b"", True)
 
 
+def test_a_file_is_written_and_read_in_the_middle(disk: Disk) -> None:
+    """Zeros fill what was skipped; it is made at the first write; reading ends where the file does."""
+    files, root = disk
+    files.write_at(root / "f", 3, b"late")
+    files.write_at(root / "f", 0, b"ab")
+    files.write_at(root / "f", 4, b"")
+    assert files.read(root / "f") == b"ab\0late"
+    assert [files.read_at(root / "f", *at) for at in ((0, 2), (3, 9), (7, 1), (99, 1), (0, 0))] == [
+        b"ab",
+        b"late",
+        b"",
+        b"",
+        b"",
+    ]
+    files.write_at(root / "f", 1, b"BCDE")
+    files.sync(root / "f")
+    assert files.read(root / "f") == b"aBCDEte"
+
+
 def test_names_are_sorted_and_of_one_directory(disk: Disk) -> None:
     """Files and directories alike; what is in those is theirs."""
     files, root = disk
@@ -118,9 +137,13 @@ def test_a_bundle_is_kept_under_its_hash(disk: Disk) -> None:
 NAMES = st.sampled_from(["a", "b", "d", "d/a", "d/e", "a/x", "a/x/y", "no/x"]).map(Path)
 OPERATIONS = st.one_of(
     st.tuples(st.just("put"), NAMES, st.binary(max_size=4)),
+    st.tuples(st.just("write_at"), NAMES, st.integers(0, 6), st.binary(max_size=4)),
+    st.tuples(st.just("read_at"), NAMES, st.integers(0, 6), st.integers(0, 6)),
     st.tuples(st.just("rename"), NAMES, NAMES).filter(lambda o: o[1].parent == o[2].parent),
     st.tuples(
-        st.sampled_from(["remove", "make_directory", "sync_directory", "read", "names", "is_file", "is_directory"]),
+        st.sampled_from(
+            ["remove", "make_directory", "sync_directory", "sync", "read", "names", "is_file", "is_directory"]
+        ),
         NAMES,
     ),
 )
@@ -130,8 +153,8 @@ def outcome(files: Files, root: Path, name: str, path: Path, *more: object) -> o
     """What an operation answers, or the kind of its refusal."""
     arguments = [root / a if isinstance(a, Path) else a for a in more]
     function: Callable[..., object] = getattr(files, name, None) or (lambda *a: put(files, *a))
-    if name == "rename" and files.is_directory(root / path):
-        return None  # production renames files
+    if name in ("rename", "sync", "read_at") and files.is_directory(root / path):
+        return None  # production does this to files
     try:
         return function(root / path, *arguments)
     except OSError as error:

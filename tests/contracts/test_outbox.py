@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edge_agent.events import Forget, LocalVector, PendingUpdate, SaveCounter, SaveUpdate, Settle
+from edge_agent.budget import Spent
+from edge_agent.events import Forget, LocalVector, PendingUpdate, SaveCounter, SaveSpent, SaveUpdate, Settle
 from fl_protocol.errors import ConfigError
 from fl_protocol.messages import Result
 from tests.support.disks import KINDS, OutboxDisk, fill, make_room
@@ -120,6 +121,16 @@ def test_counters_never_shrink(disk: OutboxDisk) -> None:
     for counter in (3, 9, 4):
         outbox.apply(SaveCounter("plans", counter))
     assert outbox.start().counters == {"plans": 9}
+
+
+@pytest.mark.parametrize("spent", [Spent(20_000, 1800.5, 4_000_000, 1_000_000), Spent(None, 0.0, 7, 0)])
+def test_what_was_spent_is_there_over_a_power_cut(disk: OutboxDisk, spent: Spent) -> None:
+    """The newest, whole; and nothing at first."""
+    outbox = disk.open()
+    assert outbox.start().spent == Spent()
+    for each in (Spent(19_999, 86400.0, 5_000_000, 5), spent):
+        assert outbox.apply(SaveSpent(each))
+    assert disk.open(death="power").start().spent == spent
 
 
 def test_a_full_disk_changes_nothing_and_is_no_error(disk: OutboxDisk) -> None:

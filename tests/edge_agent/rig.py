@@ -2,6 +2,7 @@
 
 import hashlib
 from collections import deque
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -9,6 +10,7 @@ import numpy as np
 
 from edge_agent import events as e
 from edge_agent.agent import Agent, AgentSettings
+from edge_agent.budget import BudgetConfig
 from edge_agent.identity import Identity
 from edge_agent.training import TrainingResult
 from fl_protocol.bundle import Bundle
@@ -50,7 +52,7 @@ def topic(kind: Kind, **ids: str) -> str:
 
 def vector_of(version: int) -> Vector:
     """A version's vector, different for each."""
-    return (BUNDLE.initial + np.float32(version) / np.float32(64)).astype(np.float32)
+    return (BUNDLE.initial + np.float32(version + 1) / np.float32(64)).astype(np.float32)
 
 
 def blob_of(version: int) -> bytes:
@@ -76,14 +78,15 @@ def result_of(base: Vector, seed: int = 0) -> TrainingResult:
 class Rig:
     """One agent, and what it asked for. `disk` and `objects` survive `restart`; `asked` is every effect so far."""
 
-    def __init__(self, *, predict_s: float = 0.0) -> None:
+    def __init__(self, *, predict_s: float = 0.0, state_s: float = 0.0, budget: BudgetConfig | None = None) -> None:
         self.now = 100.0
         self.objects: dict[str, bytes] = {}
         self.restored = e.Restored(boot=1, incarnation="0123456789abcdef")
         self.disk_full = False
         self.examples: int | str = 100
         self.counters: dict[str, int] = {}
-        self.predict_s = predict_s
+        self.state_s = state_s
+        self.predict_s, self.budget = predict_s, budget or BudgetConfig()
         self.start()
 
     def start(self) -> None:
@@ -92,15 +95,13 @@ class Rig:
         self.bseq = 0
         identity = Identity(DEVICE, FLEET, DEVICE_KEY, FLEET_KEY.public, self.restored.incarnation, self.restored.boot)
         info = DeviceInfo(software="test", public_key=DEVICE_KEY.public, incarnation=self.restored.incarnation)
-        settings = AgentSettings(predict_s=self.predict_s, health_s=30.0)
+        settings = AgentSettings(budget=self.budget, predict_s=self.predict_s, health_s=30.0, state_s=self.state_s)
         self.agent = Agent(identity, info, settings, self.restored, np.random.default_rng(7))
 
     def restart(self) -> None:
         """Killed, and started again with what the disk holds."""
         r = self.restored
-        self.restored = e.Restored(
-            r.boot + 1, r.incarnation, r.seq, dict(r.counters), dict(r.trained), r.pending, r.residuals, r.personal
-        )
+        self.restored = replace(r, boot=r.boot + 1, counters=dict(r.counters), trained=dict(r.trained))
         self.start()
 
     def do(self, event: e.Event) -> list[e.Effect]:
@@ -217,15 +218,17 @@ class Rig:
         return self.do(e.Trained(order.task, result_of(order.base, seed)))
 
     def _perform(self, effect: e.Effect) -> e.Event | None:
-        durable = (e.SaveUpdate, e.Settle, e.Forget, e.SaveCounter, e.SaveObject, e.KeepObjects)
+        durable = (e.SaveUpdate, e.Settle, e.Forget, e.SaveCounter, e.SaveSpent, e.SaveObject, e.KeepObjects)
         if isinstance(effect, durable):
             if self.disk_full and not isinstance(effect, e.KeepObjects):
                 return e.DiskFull(effect)
             self._keep(effect)
             return e.Saved(effect)
         match effect:
-            case e.Load(sha256):
-                return e.Loaded(sha256, self.objects.get(sha256))
+            case e.Load(sha256, or_size):
+                data = self.objects.get(sha256)
+                others = [o for o in self.objects.values() if len(o) == or_size] if data is None else []
+                return e.Loaded(sha256, data, others[0] if others else None)
             case e.ReadExamples(task) if isinstance(self.examples, int):
                 return e.ExamplesRead(task, self.examples)
             case e.ReadExamples(task):
@@ -235,7 +238,7 @@ class Rig:
     def _keep(self, effect: e.Durable) -> None:
         r = self.restored
         pending, residuals = {p.task: p for p in r.pending}, dict(r.residuals)
-        trained, counters, seq = dict(r.trained), dict(r.counters), r.seq
+        trained, counters, seq, spent = dict(r.trained), dict(r.counters), r.seq, r.spent
         match effect:
             case e.SaveUpdate(update):
                 pending[update.task], trained[update.task], seq = update, update.base_version, update.seq
@@ -249,12 +252,14 @@ class Rig:
                     table.pop(task, None)
             case e.SaveCounter(name, counter):
                 counters[name] = counter
+            case e.SaveSpent(now_spent):
+                spent = now_spent
             case e.SaveObject(sha256, data):
                 self.objects[sha256] = data
             case e.KeepObjects(sha256s):
                 self.objects = {k: v for k, v in self.objects.items() if k in sha256s}
         self.restored = e.Restored(
-            r.boot, r.incarnation, seq, counters, trained, tuple(pending.values()), residuals, r.personal
+            r.boot, r.incarnation, seq, counters, trained, tuple(pending.values()), residuals, r.personal, spent
         )
 
 

@@ -61,7 +61,7 @@ class ScriptedGateway:
 
     def __post_init__(self) -> None:
         self.bundle = Bundle.read(self.bundle_bytes)
-        self.vector: Vector = self.bundle.initial.copy()
+        self.vector: Vector = self.bundle.initial + np.float32(1 / 64)
         self.version = 0
         self.objects = {self.bundle.sha256: self.bundle_bytes}
         self.heard: list[tuple[str, Message]] = []
@@ -171,7 +171,6 @@ class ScriptedGateway:
         topic = build(Kind.UPDATE, self.fleet, device=device)
         update = unseal_update(envelope, self.devices[device], self.fleet, topic)
         assert update.device == device
-        assert update.sha256 == hashlib.sha256(update.payload + update.statistics).hexdigest()
         key = device, update.incarnation, update.seq
         repeats = self._seen[key] = self._seen.get(key, -1) + 1
         self.updates.append(update)

@@ -70,7 +70,7 @@ def test_every_connection_subscribes_to_exact_topics_and_announces() -> None:
     for present in (False, True):
         effects = rig.connect(present=present)
         filters = [name for subscribe in all_of(e.Subscribe, effects) for name, _ in subscribe.filters]
-        own = (Kind.RESULT, Kind.GRANT, Kind.CHUNK_DOWN, Kind.DESIRED, Kind.STATE, Kind.SYNC, Kind.GATEWAY)
+        own = (Kind.RESULT, Kind.GRANT, Kind.CHUNK_DOWN, Kind.DELTA, Kind.DESIRED, Kind.STATE, Kind.SYNC, Kind.GATEWAY)
         assert set(filters) == {topic(kind) for kind in own}
         assert all("+" not in name and "#" not in name for name in filters)
         (state,), (info,) = sent(Kind.STATE, effects), sent(Kind.INFO, effects)
@@ -861,3 +861,19 @@ def test_error_feedback_conserves_over_any_verdicts(verdicts: list[str]) -> None
         residual = rig.restored.residuals.get(TASK)
         np.testing.assert_array_equal(kept if residual is None else residual.vector, kept)
         assert (residual is None) == (version == 0)
+
+
+def test_a_device_at_work_says_what_it_is_at_now_and_then() -> None:
+    """Training, uploading, ready, training: one word in ten seconds, the newest; that it sleeps it says at once."""
+    rig = Rig(state_s=10.0)
+    order = rig.ready_to_train(0)
+    said = len(states(rig.asked))
+    effects = rig.train(order)
+    rig.now += 3
+    effects += rig.announce(1) + rig.broadcast(1)
+    assert not states(effects)
+    effects = rig.wait(10)
+    assert [state.state for state in states(effects)] == ["uploading"]
+    assert said == len(states(rig.asked)) - 1
+    effects = rig.do(e.Stop())
+    assert states(effects)[-1].state == "disconnected"

@@ -51,6 +51,7 @@ def write_config(directory: Path, port: int, extra: str = "", data: str = "data"
         [health]
         measure_s = 0.2
         publish_s = 0.2
+        state_s = 0.0
         {extra}
         """
     )

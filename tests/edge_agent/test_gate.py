@@ -75,7 +75,9 @@ def test_the_sensors_of_a_raspberry_pi_on_a_battery(tmp_path: Path) -> None:
 def test_a_machine_without_sensors_reads_none(tmp_path: Path) -> None:
     """No file, no opinion, no exception."""
     reading = read_sensors(tmp_path / "gone", sys=tmp_path)
-    assert reading == Reading(minute_of_day=reading.minute_of_day)
+    assert reading == Reading(minute_of_day=reading.minute_of_day, local_s=reading.local_s)
+    assert reading.local_s is not None
+    assert reading.minute_of_day == int(reading.local_s % 86400 // 60)
     assert may_train(GateConfig(), reading).may
 
 

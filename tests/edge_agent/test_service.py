@@ -57,7 +57,7 @@ class Bench:
         agent = Agent(
             identity,
             describe(identity),
-            AgentSettings(predict_s=0.05, health_s=0.05),
+            AgentSettings(predict_s=0.05, health_s=0.05, state_s=0.0),
             restored,
             np.random.default_rng(3),
         )

@@ -16,7 +16,9 @@ from fl_protocol.signing import unseal, unseal_update
 from fl_protocol.topics import Kind
 from tests.support import wire
 
-GOLDEN = Path(__file__).parents[1] / "wire" / "messages"
+WIRE = Path(__file__).parents[1] / "wire"
+GOLDEN = WIRE / "messages"
+EARLIER = sorted((WIRE / "earlier").iterdir())  # written by software of before; see `codec.SHORT`
 FILES = sorted(path.name for path in GOLDEN.iterdir())
 
 
@@ -48,6 +50,13 @@ def test_every_message_has_a_golden_file():
 def test_golden_messages_are_read_back(name):
     """A golden file means today what it meant when it was written."""
     assert read(name, (GOLDEN / name).read_bytes()) == expected(name)
+
+
+@pytest.mark.parametrize("path", EARLIER, ids=lambda path: path.name)
+def test_what_earlier_software_wrote_is_read_for_ever(path: Path) -> None:
+    """Other bytes, the same meaning."""
+    assert path.read_bytes() != (GOLDEN / path.name).read_bytes()
+    assert read(path.name, path.read_bytes()) == expected(path.name)
 
 
 @pytest.mark.parametrize("name", FILES)

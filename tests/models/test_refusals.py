@@ -2,13 +2,18 @@
 
 from collections import OrderedDict
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.func import functional_call
 
 from fl_protocol.errors import ConfigError
+from models.build import compile_graphs
+from models.spec import Input, Splits
+from models.step import Step
 from models.to_onnx import export
+from tests.models.specs import toy
 
 
 class Applied(nn.Module):
@@ -150,3 +155,46 @@ def test_hooks_are_gone_after_a_refusal():
     with pytest.raises(ConfigError):
         compiled(network(Applied(torch.erfinv)))
     assert len(torch.nn.modules.module._global_forward_hooks) == before
+
+
+class WrittenOut(nn.Module):
+    """A transformer's layer as the refusal of torch's own says to write it."""
+
+    def __init__(self):
+        super().__init__()
+        self.attention, self.first, self.last = (
+            nn.MultiheadAttention(4, 2, batch_first=True),
+            *map(nn.LayerNorm, (4, 4)),
+        )
+        self.widen, self.narrow = nn.Linear(4, 8), nn.Linear(8, 4)
+
+    def forward(self, x):
+        h = self.first(x + self.attention(x, x, x, need_weights=False)[0])
+        return self.last(h + self.narrow(self.widen(h).relu()))
+
+
+def of_sequences(block, **fields):
+    """A model of sequences of four numbers, (B, 5, 4), with that block."""
+    examples = Splits(*[(np.zeros((4, 5, 4), np.float32), np.zeros(4, np.int64))] * 3)
+    layers = lambda: nn.Sequential(OrderedDict(block=block(), flat=nn.Flatten(), classify=nn.Linear(20, 3)))  # noqa: E731
+    return toy(module=layers, x=Input((5, 4), torch.float32), examples=lambda: examples, **fields)
+
+
+def torchs_block(**options):
+    return nn.TransformerEncoderLayer(4, 2, 8, batch_first=True, **options)
+
+
+@pytest.mark.parametrize("block", [torchs_block, lambda: nn.TransformerEncoder(torchs_block(), 2)])
+def test_torchs_transformer_layer_is_refused_before_anything_runs_with_what_to_write_instead(block):
+    with pytest.raises(ConfigError, match=r"^block(\.layers\.0)? \(TransformerEncoderLayer\)") as refused:
+        _ = Step(of_sequences(block)).module
+    assert all(f"nn.{part}" in refused.value.hint for part in ("MultiheadAttention", "LayerNorm", "Linear"))
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [of_sequences(WrittenOut), of_sequences(lambda: torchs_block(dropout=0.0), keep_float=("block",))],
+    ids=["written out", "kept in float"],
+)
+def test_both_ways_out_of_that_refusal_compile(spec):
+    assert set(compile_graphs(Step(spec), ("train", "int8"))) == {"train", "int8"}

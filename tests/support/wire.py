@@ -34,6 +34,7 @@ MESSAGES: dict[str, m.Message] = {
     "state": m.DeviceState(state="training", boot=3, bseq=2, n=9, task="fan", version=41, why="", ts=1),
     "info": m.DeviceInfo(software="anabranch-agent/0.1.0", public_key=DEVICE_KEY.public, incarnation=INCARNATION),
     "health": m.Health(memory_mb=70.5, temperature_c=41.0, why_not="too hot", may_train=False),
+    "health-budget": m.Health(bytes_up=900_000, bytes_down=3_100_000, bytes_today=4_000_000, bytes_allowed=5_000_000),
     "event": m.DeviceEvent(event="bundle", level="error", code="E_SHA", message="not the one that the plan names"),
     "prediction": m.Prediction(task="fan", version=41, label="normal", probability=0.97, milliseconds=1.2),
     "offer": m.Offer(
@@ -49,7 +50,12 @@ MESSAGES: dict[str, m.Message] = {
     "grant": m.Grant(sha256=SHA, answer="go", window=4, missing=b"\x7f"),
     "chunk": m.Chunk(sha256=SHA, index=2, count=7, crc32=0xDEADBEEF, data=b"sixteen bytes of"),
     "get": m.Get(sha256=SHA, size=100_000, chunk_size=16384, window=4, missing=b"\x7f"),
+    "want": m.Want(task="fan", sha256=SHA, base=SHA[::-1]),
+    "delta": m.Delta(task="fan", sha256=SHA, base=SHA[::-1], object=SHA, size=5, chunk_size=16384, data=b"bytes"),
     "status": m.TaskStatus(task="fan", state="running", version=41, value=0.9, updates={"accepted": 300}),
+    "status-bytes": m.TaskStatus(
+        task="fan", state="running", version=41, bytes_up=600_000, bytes_up_float32=8_700_000, ratio_up=14.5
+    ),
     "metrics": m.ReleaseMetrics(task="fan", version=41, updates=8, devices=("fan-20", "fan-25"), value=0.9, loss=0.3),
     "gateway": m.GatewayState(state="ready", boot=1, bseq=1, fleet_key=FLEET_KEY.public),
     "sync": m.Sync(within_s=5),
@@ -84,11 +90,38 @@ SIGNED: dict[str, tuple[str, m.Signed]] = {
             counter=42,
         ),
     ),
+    "manifest-delta": (
+        "fl/1/demo/task/fan/manifest/stable",
+        m.Manifest(
+            task="fan",
+            plan_revision=1,
+            version=42,
+            fingerprint=FINGERPRINT,
+            sha256=SHA,
+            size=40_000,
+            chunk_size=16384,
+            delta=SHA[::-1],
+            delta_size=700,
+            counter=43,
+        ),
+    ),
     "desired": ("fl/1/demo/dev/fan-20/twin/desired", m.Desired(tasks=("fan",), counter=1)),
     "result": (
         "fl/1/demo/dev/fan-20/dn/result",
         m.Result(
             task="fan", incarnation=INCARNATION, seq=7, verdict="stale", code="E_STALE", why="too old", counter=12
+        ),
+    ),
+    "result-bytes": (
+        "fl/1/demo/dev/fan-20/dn/result",
+        m.Result(
+            task="fan",
+            incarnation=INCARNATION,
+            seq=8,
+            verdict="accepted",
+            bytes_up=2344,
+            bytes_up_float32=28_988,
+            counter=13,
         ),
     ),
     "ask": ("fl/1/demo/op/cmd/task-start/0123", m.Ask(name="task-start", arguments={"task": "fan"}, counter=5)),

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from anabranch.simulator.outbox_model import MemoryOutbox
 from anabranch.simulator.power import PowerCut, never
-from edge_agent.events import Forget, LocalVector, PendingUpdate, SaveCounter, SaveUpdate, Settle
+from edge_agent.budget import Spent
+from edge_agent.events import Forget, LocalVector, PendingUpdate, SaveCounter, SaveSpent, SaveUpdate, Settle
 from edge_agent.outbox import Outbox
 from edge_agent.storage import Kept
 from fl_protocol.errors import ConfigError
@@ -37,6 +38,7 @@ effects = st.one_of(
     st.builds(Settle, pending, verdicts, st.sampled_from(["results", "plans"])),
     st.builds(Forget, tasks),
     st.builds(SaveCounter, st.sampled_from(["results", "plans"]), numbers),
+    st.builds(SaveSpent, st.builds(Spent, st.none() | numbers, numbers.map(float), numbers, numbers)),
 )
 
 

@@ -58,7 +58,7 @@ def unverified_version() -> Iterator[None]:
         return np.frombuffer(data, "<f4").astype(np.float32, copy=False)
 
     def data(self: chunks.Incoming) -> bytes:
-        return self._buffer.getvalue()
+        return self._part.read()
 
     with patch.object(intake, "_read_version", read), patch.object(chunks.Incoming, "data", data):
         yield

@@ -5,13 +5,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fl_protocol.compression import Compressor, make_compressor, prepare
+from fl_protocol.compression import CODECS, Compressor, make_compressor, prepare
 from fl_protocol.compression.feedback import clip
 from fl_protocol.tensors import ModelLayout, TensorEntry, Vector
 
 LAYOUT = ModelLayout((TensorEntry("matrix", (30, 20), "parameter"), TensorEntry("bias", (20,), "parameter")))
 P = LAYOUT.num_parameters
-CODECS = [{"name": "none"}, {"name": "float16"}, {"name": "uq", "step": "1"}, {"name": "uq", "step": "3"}]
+EXAMPLES = [*(codec.example for codec in CODECS.values()), {"name": "uq", "step": "3"}, {"name": "uq", "bits": "0.3"}]
+STEADY = [s for s in EXAMPLES if s["name"] in ("none", "float16", "uq", "eden") and "bits" not in s]
 
 verdicts = st.sampled_from(["accepted", "refused", "silence"])
 
@@ -26,7 +27,7 @@ def norm(vector: Vector) -> float:
 
 @settings(max_examples=100, deadline=None)
 @given(
-    codec=st.sampled_from(CODECS),
+    codec=st.sampled_from(EXAMPLES),
     said=st.lists(verdicts, min_size=1, max_size=25),
     clip_norm=st.sampled_from([None, 0.0, 0.5, 20.0]),
     age=st.sampled_from([0.0, 0.3, 0.5, 1.0]),
@@ -60,7 +61,7 @@ def test_what_was_accepted_kept_and_discarded_is_what_was_learnt(
     assert np.abs(accepted + residual + discarded + in_hand - learnt).max() <= 2.0**-22 * largest * steps
 
 
-@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize("codec", EXAMPLES)
 def test_sent_is_what_the_gateway_reads(codec: dict[str, str]) -> None:
     """Bit for bit: the residual rests on it."""
     compressor, rng = compressor_of(codec), np.random.default_rng(0)
@@ -91,7 +92,7 @@ def test_the_clip_stands_after_the_residual_is_added() -> None:
     assert norm(prepared.discarded_if_accepted) == pytest.approx(norm(delta + residual) - 1.0, rel=1e-6)
 
 
-@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize("codec", STEADY)
 def test_a_steady_drift_arrives_on_average(codec: dict[str, str]) -> None:
     """The point of error feedback: 40 accepted updates bring 40 deltas, but for a residual of at most 3.5."""
     compressor, rng = compressor_of(codec), np.random.default_rng(0)
