@@ -47,12 +47,13 @@ QUICK = {"seeds": 1, "updates": 300, "seconds": 0.2, "versions": 10}
 Table = list[list[object]]
 Trials = list[training.Trial]
 
-FLOAT32 = training.Arm("float32", {"codec": '{ name = "none" }'})
+WHOLE = '{ name = "none" }'
+FLOAT32 = training.Arm("float32", {"codec": WHOLE, "downlink": WHOLE})
 # What is sent by the plan's settings; chosen on validation, seed 100 (see the experiments' files).
 UP_100 = training.Arm("uq, 0.27 bits", {"codec": '{ name = "uq", step = 2.0, bits = 0.27 }'})
 UP_200 = training.Arm("uq, 0.12 bits", {"codec": '{ name = "uq", step = 2.0, bits = 0.12 }'})
 UP_60 = training.Arm("uq, 0.28 bits", {"codec": '{ name = "uq", step = 2.0, bits = 0.28 }'})
-DELTAS = '{ name = "uq", step = 2.0 }'
+DELTAS = '{ name = "uq", step = 3.0 }'
 DOWN = training.Arm("float32 up, deltas down", {"downlink": DELTAS})
 
 
@@ -148,7 +149,7 @@ def every_codec() -> list[training.Arm]:
     # Every update is decoded several times in the twin; the range coder's few bytes are seen in the first part.
     quick = [{**settings, **({"coder": "rice"} if "coder" in settings else {})} for settings in SETTINGS]
     others = [settings for settings in quick if settings["name"] != "none"]
-    return [FLOAT32, *(training.Arm(codecs.label(s), {"codec": training.inline(s)}) for s in others)]
+    return [FLOAT32, *(training.Arm(codecs.label(s), {"codec": training.inline(s), "downlink": WHOLE}) for s in others)]
 
 
 def train(options: argparse.Namespace, arms: Mapping[str, Sequence[training.Arm]]) -> tuple[list[Table], Trials]:

@@ -37,7 +37,7 @@ NO_MODELS = ("stand_in", "recommender")
 # Where a model needs another schedule than the default, and why.
 SCHEDULES: Mapping[str, Schedule] = {
     "fashion_dscnn": Schedule(
-        12, 6, 2, 20_000, "20,000 of 55,000 pictures, 12 epochs at most: all of them take an hour"
+        8, 6, 2, 20_000, "pooled, 20,000 of 55,000 pictures and 8 epochs at most: all of them take an hour"
     ),
     "har_gru": Schedule(
         30, 10, 1, None, "30 epochs at most: an epoch of unrolled steps takes ten times a convolution's"

@@ -26,8 +26,9 @@ from fl_protocol.errors import ConfigError
 from fl_protocol.file_source import sha256_of
 
 PORT, CAP = 21883, 131_072
-ENDS_FILE = Path(__file__).with_name("transfer_ends.py")
-PAGE = Path(__file__).parents[1] / "docs" / "bench-transfer.md"
+HERE = Path(__file__).parent
+START = f"import sys; sys.path.insert(0, {str(HERE)!r}); import transfer_ends as ends; sys.exit(ends.main())"
+PAGE = HERE.parent / "docs" / "bench-transfer.md"
 PATIENCE_S = 600.0
 IDLE_S = 3.0
 CUTS = [tenth / 10 - 0.05 for tenth in range(1, 11)]  # where an end is disconnected: in each tenth of the way
@@ -163,7 +164,7 @@ def across(
         (folder / end).mkdir(parents=True)
         words = [str(folder / end), str(folder / f"{end}.json"), host, str(PORT), sha256, str(size)]
         evil = ["--seed", str(seed)] if cuts and end == receiver else []
-        commands[end] = [*prefixes[end], sys.executable, str(ENDS_FILE), f"{way}-{end}", *words, *evil]
+        commands[end] = [*prefixes[end], sys.executable, "-c", START, f"{way}-{end}", *words, *evil]
     (folder / sender / "object").symlink_to(data)
     idle = {end: idle_mb(way, end, command, folder / f"{end}.json") for end, command in commands.items()}
     for end in (sender, receiver):  # what an idle one left

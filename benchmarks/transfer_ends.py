@@ -317,7 +317,3 @@ def main() -> int:
         print(f"{options.role}: {error}", file=sys.stderr)
         return 1
     return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from broker_aggregator.events import Effect, Send, SendObject
 from broker_aggregator.fleet import Fleet
 from broker_aggregator.task import Task
+from fl_protocol.deltas import downlink_step
 from fl_protocol.messages import Desired, Manifest, Message, TaskStatus
 from fl_protocol.topics import Kind, Topic
 from fl_protocol.transfer import chunk_size_for
@@ -58,7 +59,7 @@ class Announcer:
         if release.delta is not None:
             sha256 = hashlib.sha256(release.delta).hexdigest()
             yield SendObject(topic, sha256, self.chunk_size, data=release.delta)
-        elif not task.plan.downlink:
+        elif downlink_step(task.plan.downlink or {}) is None:
             yield SendObject(topic, release.sha256, self.chunk_size)
 
     def desired(self, device: str, tasks: Iterable[str]) -> Send:

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 OPERATOR = "operator"  # the counter of commands
 MAX_TASKS = 64  # what `Desired` holds
+NEW_TASK: Mapping[str, Any] = {"downlink": {"name": "uq", "step": "1.5"}}  # where its file says nothing
 LAST_VERSION = "version/"  # + task: where a deleted task's versions ended
 
 
@@ -112,6 +113,7 @@ def make_plan(fields: Mapping[str, Any], bundle: Bundle, bundle_size: int, name:
         "bundle_size": bundle_size,
         "fingerprint": bundle.layout.fingerprint,
         "batch_size": bundle.batch_size,
+        **NEW_TASK,
         **kept,
     }
     known = {field.name for field in fields_of(Plan)} - GATEWAY_FIELDS - {"extra"}

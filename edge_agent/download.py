@@ -177,14 +177,17 @@ class Download:
         self._heard_at, self._unanswered = now, 0
         if delta.data:
             return Arrived(self._form, delta.data)
-        self._fetch, self._look_at = self._open(delta.object, delta.size, delta.chunk_size), now
+        self._fetch, self._look_at = (
+            self._open(delta.object, delta.size, delta.chunk_size),
+            max(now, self._ask_at),
+        )
         return None
 
     def failed(self, now: float) -> None:
         """What came is of no use: go another way, or begin again, after a while."""
         if len(self._ways) > 1:
             self._leave()
-            self._look_at = now
+            self._look_at = max(now, self._ask_at)
             return
         first, most = BAD_OBJECT_S
         self._ask_at = self._look_at = now + min(most, first * 2**self._failures)

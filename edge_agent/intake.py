@@ -206,7 +206,7 @@ class Intake:
             return []
         if other is not None:
             self._kept = _keep(other)
-        base = self.model or self._kept
+        base = self._base
         download.not_on_disk(Held(base.version, base.sha256) if base else None)
         if data is not None:
             try:
@@ -267,7 +267,7 @@ class Intake:
             announced.version,
             delta=announced.delta or "",
             delta_size=announced.delta_size or 0,
-            asks=bool(plan.downlink),
+            asks=(plan.downlink or {}).get("name", "none") != "none",
             task=self.task,
         )
 
@@ -292,8 +292,14 @@ class Intake:
         self._download = None
         return data
 
+    @property
+    def _base(self) -> Model | None:
+        """What a delta may begin from; at first the bundle's own parameters, which the task began with, too."""
+        own = Model(-1, self._initial, self.bundle.initial) if self.bundle else None
+        return self.model or self._kept or own
+
     def _reconstructed(self, layout: ModelLayout, arrived: Arrived) -> bytes:
-        base = self.model or self._kept
+        base = self._base
         if arrived.form == "keyframe":
             return _version_bytes(decode_keyframe(layout, arrived.data))
         if base is None or base.vector.size != layout.size:

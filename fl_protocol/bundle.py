@@ -1,6 +1,8 @@
 """A bundle: one model's compiled graphs, layout and first version in one file, addressed by its SHA-256.
 
-    b"ANABRANCH-BUNDLE-1\\n" + msgpack({"manifest": <JSON bytes>, "files": {name: bytes}})
+    b"ANABRANCH-BUNDLE-2\\n" + zlib(msgpack({"manifest": <JSON bytes>, "files": {name: bytes}}))
+
+(`-1` without zlib is read too: some are in the field.)
 
 Everything in it is data. `Bundle.read` believes nothing: it bounds each length, checks each hash, and walks
 each graph far enough to know its inputs, outputs and stored tensors before onnxruntime may see it.
@@ -10,6 +12,7 @@ What the five graphs take and give is written down once, in `_check_graphs`.
 import hashlib
 import json
 import math
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -38,7 +41,7 @@ __all__ = [
     "pack_bundle",
 ]
 
-MAGIC = b"ANABRANCH-BUNDLE-1\n"
+MAGIC, PLAIN_MAGIC = b"ANABRANCH-BUNDLE-2\n", b"ANABRANCH-BUNDLE-1\n"
 MAX_BUNDLE_BYTES = 64 << 20
 MAX_MANIFEST_BYTES = 1 << 20
 MAX_FILES = 32
@@ -161,7 +164,7 @@ def pack_bundle(manifest: Mapping[str, object], files: Mapping[str, bytes]) -> b
     text = json.dumps({**manifest, "v": 1, "files": listed}, sort_keys=True, separators=(",", ":"), allow_nan=False)
     content = {"files": {name: files[name] for name in sorted(files)}, "manifest": text.encode()}
     packed: bytes = msgpack.packb(content, use_bin_type=True)
-    return MAGIC + packed
+    return MAGIC + zlib.compress(packed, 9)
 
 
 class _File(msgspec.Struct, frozen=True):
@@ -199,17 +202,16 @@ class _Manifest(msgspec.Struct, frozen=True):
 
 def _unpack(data: bytes) -> tuple[_Manifest, dict[str, bytes]]:
     """The manifest, and the files that it lists, each of the right length and hash."""
-    if not data.startswith(MAGIC):
-        raise ProtocolError(Code.SCHEMA, "these bytes are not a bundle: the first line is wrong")
+    packed = _inflated(data)
     try:
         content = msgpack.unpackb(
-            memoryview(data)[len(MAGIC) :],
+            packed,
             raw=False,
             max_map_len=MAX_FILES,
             max_array_len=0,
             max_ext_len=0,
             max_str_len=128,
-            max_bin_len=len(data),
+            max_bin_len=len(packed),
         )
     except (ValueError, msgpack.UnpackException) as error:  # truncated, or not msgpack, or more than we allow
         raise ProtocolError(Code.SCHEMA, f"the bundle does not unpack: {error}") from error
@@ -238,6 +240,24 @@ def _unpack(data: bytes) -> tuple[_Manifest, dict[str, bytes]]:
         if hashlib.sha256(blob).hexdigest() != listed.sha256:
             raise ProtocolError(Code.SHA, f"the file {name} does not have its SHA-256")
     return manifest, files
+
+
+def _inflated(data: bytes) -> bytes | memoryview:
+    """What stands behind the first line, at most `MAX_BUNDLE_BYTES` of it."""
+    if data.startswith(PLAIN_MAGIC):
+        return memoryview(data)[len(PLAIN_MAGIC) :]
+    if not data.startswith(MAGIC):
+        raise ProtocolError(Code.SCHEMA, "these bytes are not a bundle: the first line is wrong")
+    inflating = zlib.decompressobj()
+    try:
+        packed = inflating.decompress(memoryview(data)[len(MAGIC) :], MAX_BUNDLE_BYTES + 1)
+    except zlib.error as error:
+        raise ProtocolError(Code.SCHEMA, f"the bundle does not unpack: {error}") from None
+    if len(packed) > MAX_BUNDLE_BYTES:
+        raise ProtocolError(Code.SIZE, f"a bundle unpacks to at most {MAX_BUNDLE_BYTES} bytes")
+    if not inflating.eof or inflating.unused_data:
+        raise ProtocolError(Code.SCHEMA, "the bundle does not unpack: it is cut off, or goes on behind its end")
+    return packed
 
 
 def _vector(file: str, data: bytes, size: int) -> Vector:

@@ -190,6 +190,11 @@ class _Connection:
 
     # The network thread.
 
+    def _let_go(self) -> None:
+        """Break the circle of client and callbacks: what the client holds of messages goes now, not in a while."""
+        for what in ("connect", "message", "publish", "subscribe", "unsubscribe", "disconnect", "socket_open"):
+            setattr(self._client, f"on_{what}", None)
+
     def run(self) -> None:
         """Connect, and carry traffic until the socket is gone; `reason` says why it went."""
         try:
@@ -202,6 +207,7 @@ class _Connection:
             self.reason = f"internal error: {type(error).__name__}: {error}"
         finally:
             self._close()
+            self._let_go()
 
     def _connect(self) -> None:
         o = self.options

@@ -7,10 +7,17 @@ import numpy as np
 from fl_protocol.chunks import MAX_WINDOW, Incoming, Part, encode_bitmap
 from fl_protocol.messages import Chunk
 
-WINDOW = 16  # chunks: 256 KiB on MQTT 3.1.1, above bandwidth times delay of a 20 Mbit/s link at 100 ms
+WINDOW_BYTES = 576 << 10  # half of it, which is always asked for, is above 20 Mbit/s times 100 ms
+WINDOWS = (4, 36)  # chunks, at least and at most
 RETRY_S = 5.0
 MAX_PATIENCE = 16  # times retry_s
 REORDERED = 3  # chunks of later requests that may come before one of an earlier, as TCP waits for (RFC 5681)
+
+
+def window_for(chunk_size: int) -> int:
+    """Chunks under way at once: 12 of 48 KiB, 36 of 16 KiB. More would only be more to lose with a connection."""
+    least, most = WINDOWS
+    return max(least, min(most, WINDOW_BYTES // chunk_size))
 
 
 class Silence:
@@ -62,10 +69,11 @@ class Receiver:
         sha256: str,
         size: int,
         chunk_size: int,
-        window: int = WINDOW,
+        window: int | None = None,
         retry_s: float = RETRY_S,
         part: Part | None = None,
     ) -> None:
+        window = window_for(chunk_size) if window is None else window
         if not 1 <= window <= MAX_WINDOW:
             raise ValueError(f"a window has 1 to {MAX_WINDOW} chunks, not {window}")
         self._incoming = Incoming(sha256, size, chunk_size, part)

@@ -28,7 +28,7 @@ from fl_protocol.chunks import (
 )
 from fl_protocol.errors import Code, ProtocolError
 from fl_protocol.messages import Chunk, Get, Grant, Offer
-from fl_protocol.pacing import RETRY_S, WINDOW, Receiver, Silence
+from fl_protocol.pacing import RETRY_S, Receiver, Silence
 
 __all__ = [
     "MAX_WINDOW",
@@ -110,7 +110,7 @@ class Inbox:
         max_bytes: int,
         ttl_s: float,
         *,
-        window: int = WINDOW,
+        window: int | None = None,
         retry_s: float = RETRY_S,
         per_owner: int = 4,
         parts: Parts | None = None,

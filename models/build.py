@@ -1,17 +1,23 @@
 """From a `ModelSpec` to a bundle's bytes."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import get_args
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from fl_protocol.bundle import INITIAL, PERSONAL, GraphName, pack_bundle
+from fl_protocol.onnx_file import OnnxFile, fill_initializers
+from fl_protocol.tensors import ModelLayout
 from models.network import network
 from models.spec import Input, ModelSpec
 from models.step import Step, Tensors
 from models.to_onnx import export
+
+LARGE = 256  # elements of a stored tensor that is worth leaving out
 
 
 def build(spec: ModelSpec) -> bytes:
@@ -19,7 +25,7 @@ def build(spec: ModelSpec) -> bytes:
     step = Step(spec)
     layout = step.layout
     graphs = compile_graphs(step)
-    files = {f"{name}.onnx": graph for name, graph in graphs.items()}
+    files = {f"{name}.onnx": _without_values(graph, name, layout, graphs) for name, graph in graphs.items()}
     files[INITIAL] = layout.join({name: tensor.numpy() for name, tensor in step.entries.items()}).tobytes()
     manifest: dict[str, object] = {
         "name": spec.name,
@@ -42,6 +48,17 @@ def build(spec: ModelSpec) -> bytes:
     if step.personal:
         files[PERSONAL] = b"".join(tensor.numpy().astype("<f4").tobytes() for tensor in step.personal.values())
     return pack_bundle(manifest, files)
+
+
+def _without_values(graph: bytes, name: GraphName, layout: ModelLayout, graphs: Mapping[GraphName, bytes]) -> bytes:
+    """The graph; of one that is filled with a version before it is used, the large values that it is not used with."""
+    filled = {
+        "int8": [spec.name for spec in OnnxFile.read(graphs["quantize"]).outputs],
+        "float": [entry.name for entry in layout.entries],
+    }.get(name, [])
+    stored = OnnxFile.read(graph).initializers
+    large = [n for n in filled if n in stored and math.prod(stored[n].shape) >= LARGE]
+    return fill_initializers(graph, {n: np.zeros(stored[n].shape, stored[n].dtype) for n in large})
 
 
 def compile_graphs(step: Step, names: Sequence[GraphName] = get_args(GraphName)) -> dict[GraphName, bytes]:

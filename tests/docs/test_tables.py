@@ -10,7 +10,7 @@ import pytest
 
 import edge_agent.config
 from broker_aggregator.config import GatewayConfig, TaskConfig, load_config, load_task
-from broker_aggregator.operations import GATEWAY_FIELDS, make_plan
+from broker_aggregator.operations import GATEWAY_FIELDS, NEW_TASK, make_plan
 from edge_agent.config import AgentConfig
 from fl_protocol import messages
 from fl_protocol.bundle import Bundle
@@ -113,7 +113,8 @@ def test_facts_name_files_that_exist() -> None:
 def test_the_plan_is_that_of_the_code() -> None:
     """Every field that an operator may set, with its default; what the gateway fills in is not in the table."""
     plan = table(QUICKSTART, "field", "The task file", before="`[plan]`")
-    assert rows_of(plan) == {k: v for k, v in fields_of(messages.Plan).items() if k not in GATEWAY_FIELDS}
+    fields = fields_of(messages.Plan) | {name: f"`{json.dumps(value)}`" for name, value in NEW_TASK.items()}
+    assert rows_of(plan) == {k: v for k, v in fields.items() if k not in GATEWAY_FIELDS}
     assert rows_of(table(QUICKSTART, "field", "The task file", before="`stop")) == fields_of(messages.Stop)
     assert rows_of(table(QUICKSTART, "key", "The task file")) == fields_of(TaskConfig)
 

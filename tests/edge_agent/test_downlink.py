@@ -145,12 +145,12 @@ def test_after_a_restart_a_delta_begins_from_what_the_disk_kept() -> None:
     assert all_of(e.SaveObject, rig.answer(want, 1, 5))
 
 
-def test_a_device_that_holds_nothing_takes_the_keyframe() -> None:
-    """A new device in a task that is under way."""
+def test_a_new_device_begins_from_the_bundles_own_parameters() -> None:
+    """In a task that is under way; or takes a keyframe, where the gateway no longer keeps the first version."""
     rig = Downlink()
     rig.begin()
     (want,) = wants(rig.release(3))
-    assert want.base is None
+    assert want.base == sha(VERSIONS[0])
     effects = rig.answer(want, None, 3) + rig.serve(encode_keyframe(VERSIONS[3]))
     assert np.array_equal(the(e.Train, effects).base, VERSIONS[3])
 

@@ -1,6 +1,7 @@
 """A bundle is believed only as far as it was checked: every rule of the format, and one broken bundle for each."""
 
 import json
+import zlib
 from pathlib import Path
 
 import msgpack
@@ -14,7 +15,16 @@ from hypothesis.extra.numpy import arrays
 from onnx import TensorProto, helper, numpy_helper
 
 from fl_protocol import bundle as bundle_module
-from fl_protocol.bundle import INITIAL, MAGIC, PERSONAL, Bundle, fill_initializers, pack_bundle
+from fl_protocol.bundle import (
+    INITIAL,
+    MAGIC,
+    MAX_BUNDLE_BYTES,
+    PERSONAL,
+    PLAIN_MAGIC,
+    Bundle,
+    fill_initializers,
+    pack_bundle,
+)
 from fl_protocol.errors import Code, ProtocolError
 from fl_protocol.onnx_file import OnnxFile
 from fl_protocol.tensors import ModelLayout, TensorEntry
@@ -178,11 +188,11 @@ def test_a_bundle_above_the_limit_is_refused_unread(monkeypatch):
 
 def repacked(change):
     """The small bundle after `change` was done to what it unpacks to: (manifest, files)."""
-    content = msgpack.unpackb(small_bundle()[len(MAGIC) :])
+    content = msgpack.unpackb(zlib.decompress(small_bundle()[len(MAGIC) :]))
     fields = json.loads(content["manifest"])
     change(fields, content["files"])
     content["manifest"] = json.dumps(fields).encode()
-    return MAGIC + msgpack.packb(content)
+    return MAGIC + zlib.compress(msgpack.packb(content))
 
 
 def change_nothing(fields, files):
@@ -459,3 +469,17 @@ def test_the_shipped_bundle_is_read():
     assert read.name == "fan_vibration"
     assert read.initial.shape == (read.layout.size,)
     assert not read.initial.flags.writeable
+
+
+def test_a_bundle_of_the_first_format_is_read() -> None:
+    """Some are in the field: the same content, not deflated."""
+    plain = PLAIN_MAGIC + zlib.decompress(small_bundle()[len(MAGIC) :])
+    assert Bundle.read(plain).layout == Bundle.read(small_bundle()).layout
+
+
+def test_a_bundle_that_unpacks_to_too_much_is_refused_before_it_does() -> None:
+    """A bomb of 64 KiB is not given 64 MiB and more."""
+    bomb = MAGIC + zlib.compress(bytes(MAX_BUNDLE_BYTES + 1000), 9)
+    assert refusal(bomb).code == Code.SIZE
+    refusal(small_bundle()[:-3])
+    refusal(small_bundle() + b"x")

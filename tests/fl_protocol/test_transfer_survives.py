@@ -20,6 +20,7 @@ from fl_protocol import messages as m
 from fl_protocol.codec import decode_as, encode
 from fl_protocol.errors import ProtocolError
 from fl_protocol.file_source import FileSource
+from fl_protocol.pacing import window_for
 from fl_protocol.parts import FileParts
 from fl_protocol.transfer import Fetch, Inbox, Outgoing, Upload
 
@@ -238,6 +239,16 @@ def test_reordering_by_a_few_is_not_taken_for_loss() -> None:
         fetch.add(queue.pop(rng.randrange(min(3, len(queue)))), 0.0)
     assert fetch.data() == object_of(1, 50_000)
     assert sent <= out.count + 2 + 8
+
+
+@pytest.mark.parametrize("chunk_size", [1, 500, 16 << 10, 48 << 10, 1 << 20])
+def test_a_window_covers_a_fast_link_and_no_more(chunk_size: int) -> None:
+    """Half of it, which is always under way, is what 20 Mbit/s carry in 100 ms, where chunks are not tiny."""
+    window = window_for(chunk_size)
+    assert 4 <= window <= 36
+    if 16 << 10 <= chunk_size <= 48 << 10:
+        assert window // 2 * chunk_size >= 20e6 / 8 * 0.1
+        assert window * chunk_size <= 576 << 10
 
 
 def test_patience_comes_back_with_the_chunks() -> None:

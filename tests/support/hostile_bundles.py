@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import zlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -157,10 +158,10 @@ def with_personal(bundle: bytes, size: int) -> bytes:
 
 def with_wrong_hash(bundle: bytes) -> bytes:
     """The bundle with a byte of a file changed, and its manifest as it was."""
-    content = msgpack.unpackb(bundle[len(MAGIC) :])
+    content = msgpack.unpackb(zlib.decompress(bundle[len(MAGIC) :]))
     first = content["files"]["train.onnx"]
     content["files"]["train.onnx"] = first[:-1] + bytes([first[-1] ^ 1])
-    return MAGIC + bytes(msgpack.packb(content))
+    return MAGIC + zlib.compress(msgpack.packb(content))
 
 
 def oversized(bundle: bytes) -> bytes:
@@ -175,8 +176,8 @@ def _change_graph(files: dict[str, bytes], name: str, change: Change) -> None:
 
 
 def _repacked(bundle: bytes, change: Callable[[dict[str, Any], dict[str, bytes]], object]) -> bytes:
-    content = msgpack.unpackb(bundle[len(MAGIC) :])
+    content = msgpack.unpackb(zlib.decompress(bundle[len(MAGIC) :]))
     manifest, files = json.loads(content["manifest"]), content["files"]
     change(manifest, files)
     manifest["files"] = {n: {"sha256": hashlib.sha256(b).hexdigest(), "size": len(b)} for n, b in files.items()}
-    return MAGIC + bytes(msgpack.packb({"files": files, "manifest": json.dumps(manifest).encode()}))
+    return MAGIC + zlib.compress(msgpack.packb({"files": files, "manifest": json.dumps(manifest).encode()}))
