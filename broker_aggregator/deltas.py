@@ -11,6 +11,8 @@ from fl_protocol.messages import Sha256
 from fl_protocol.tensors import ModelLayout, Vector
 
 MOST_BYTES = 64 << 20  # of deltas and keyframes held in memory
+MOST_FOUND = 4096  # pairs of versions
+SURELY_SHORTER = 0.5  # of float32: no keyframe is below that, so that none need be made
 
 
 class Deltas:
@@ -19,7 +21,7 @@ class Deltas:
     def __init__(self, store: ReadableStore, most_bytes: int = MOST_BYTES) -> None:
         self._store, self._most_bytes = store, most_bytes
         self._objects: OrderedDict[Sha256, bytes] = OrderedDict()
-        self._found: dict[tuple[Sha256 | None, Sha256], Sha256] = {}  # (base, version) -> the object
+        self._found: dict[tuple[Sha256 | None, Sha256], Sha256 | None] = {}  # (base, version) -> the object, if any
 
     def keep(self, data: bytes) -> Sha256:
         """Have an object at hand; its SHA-256."""
@@ -40,14 +42,17 @@ class Deltas:
     def between(self, layout: ModelLayout, base: Sha256 | None, version: Sha256) -> tuple[Sha256 | None, bytes] | None:
         """The shorter of delta and keyframe, with what it begins from; None for a version that is not kept."""
         found = self._make(layout, base, version) if base is not None and base != version else None
+        if found is not None and len(found) <= SURELY_SHORTER * 4 * layout.size:
+            return base, found
         keyframe = self._make(layout, None, version)
         if found is not None and (keyframe is None or len(found) <= len(keyframe)):
             return base, found
         return None if keyframe is None else (None, keyframe)
 
     def _make(self, layout: ModelLayout, base: Sha256 | None, version: Sha256) -> bytes | None:
-        if (known := self._found.get((base, version))) is not None:
-            return self._objects[known]
+        if (base, version) in self._found:
+            known = self._found[base, version]
+            return self._objects[known] if known else None
         target = self._vector(version, layout)
         if target is None:
             return None
@@ -55,9 +60,12 @@ class Deltas:
             made: bytes | None = encode_keyframe(target)
         else:
             vector = self._vector(base, layout)
-            made = None if vector is None else encode_delta(layout, vector, target)
-        if made is not None:
-            self._found[base, version] = self.keep(made)
+            if vector is None:
+                return None
+            made = encode_delta(layout, vector, target)
+        if len(self._found) >= MOST_FOUND:
+            self._found.clear()
+        self._found[base, version] = self.keep(made) if made is not None else None
         return made
 
     def _vector(self, sha256: Sha256, layout: ModelLayout) -> Vector | None:
