@@ -152,6 +152,11 @@ def every_codec() -> list[training.Arm]:
     return [FLOAT32, *(training.Arm(codecs.label(s), {"codec": training.inline(s), "downlink": WHOLE}) for s in others)]
 
 
+def _chosen(arms: Sequence[training.Arm], names: Sequence[str] | None) -> list[training.Arm]:
+    """Float32, which all are compared with, and those of `names`; None: all."""
+    return [arm for arm in arms if names is None or arm is FLOAT32 or arm.name in names]
+
+
 def train(options: argparse.Namespace, arms: Mapping[str, Sequence[training.Arm]]) -> tuple[list[Table], Trials]:
     """Parts three and four: tables, and the trials behind them."""
     folder = options.folder / ("quick" if options.quick else "full")
@@ -202,6 +207,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--part", action="append", choices=PARTS, help="again for more; all of them unless told")
     parser.add_argument("--model", action="append", help="of the catalog, or a perceptron of bytes_models.py")
+    parser.add_argument("--arm", action="append", help="of `training`, by what is sent; float32 is always there")
     parser.add_argument("--seeds", type=int, default=5, help="the seeds 0, 1, ... of training")
     parser.add_argument("--updates", type=int, help="of each run, in place of what the experiments say")
     parser.add_argument("--seconds", type=float, default=1.0, help="for the times of one codec on one model")
@@ -228,7 +234,7 @@ def main() -> int:
         times, profiles, result["met"] = million(5 * options.seconds)
         tables["million"] = [times, profiles]
     if "training" in parts:
-        arms = {name: of for name, of in ARMS.items() if not options.model or name in options.model}
+        arms = {name: _chosen(of, options.arm) for name, of in ARMS.items() if name in (options.model or ARMS)}
         tables["training"], trials = train(options, arms)
         if options.write:
             bytes_plots.plot(trials, PLOT)
