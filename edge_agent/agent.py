@@ -295,7 +295,8 @@ class Agent:
         for task in self._tasks:
             busy = self._training is not None and self._training.task is task
             task.intake.room = self._budget.room(self._tasks.promised(task))
-            task.intake.hungry = not task.intake.unheard and (not busy or self._settings.predict_s > 0)
+            wants_newer = not busy or (self._settings.predict_s > 0 and not task.is_fresh(now))
+            task.intake.hungry = not task.intake.unheard and wants_newer
             self._effects += task.intake.next(now, self._link, self._rng)
             for error in task.intake.take_complaints():
                 self._telling.complain("refused", error.code, f"{task.name}: {error.message}", now)
@@ -400,6 +401,8 @@ class Agent:
                 times.append(task.train_at)
             if self._link:
                 times.append(task.intake.wake_at)
+            if self._settings.predict_s and task.stale_at > now:
+                times.append(task.stale_at)
             if self._link and task.sending and self._budget.may_send(task.sending.cost):
                 times.append(task.sending.wake_at)
         return min(times)

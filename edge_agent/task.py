@@ -16,6 +16,8 @@ from fl_protocol.messages import Desired, Result, StateName
 from fl_protocol.tensors import Vector
 from fl_protocol.transfer import Parts
 
+FRESH_S = 60.0  # a device that trains and predicts fetches a newer version at most so often
+
 
 @dataclass
 class Task:
@@ -37,6 +39,8 @@ class Task:
     failed_for: str = ""  # the last of them
     train_at: float = 0.0  # not before, after failures
     last_turn: float = 0.0
+    seen: int = -1  # the newest version that came, and until when predictions make do with it during a training
+    stale_at: float = 0.0
 
     def work_to_do(self, now: float) -> tuple[Work, Model] | None:
         """What may be trained now: the newest version here, if it has not been trained from before."""
@@ -54,6 +58,13 @@ class Task:
         if not self.num_examples or now < self.train_at:
             return None
         return work, model
+
+    def is_fresh(self, now: float) -> bool:
+        """Whether the version here came lately; one that came just now counts from now on."""
+        model = self.intake.model
+        if model is not None and model.version != self.seen:
+            self.seen, self.stale_at = model.version, now + FRESH_S
+        return model is not None and now < self.stale_at
 
     def settle(self, result: Result) -> None:
         """The verdict is on the disk: the residual moves, and the next update may be made."""

@@ -81,8 +81,8 @@ def test_arms_are_matched_and_can_be_read(model: str, tmp_path: Path) -> None:
 def test_float32_is_among_the_arms_that_are_chosen() -> None:
     """Whatever else is: all are compared with it."""
     arms = bench_bytes.ARMS["har_mlp_200k"]
-    assert bench_bytes._chosen(arms, None) == list(arms)  # noqa: SLF001
-    assert [arm.name for arm in bench_bytes._chosen(arms, [arms[2].name])] == ["float32", arms[2].name]  # noqa: SLF001
+    assert bench_bytes._chosen(arms, None) == list(arms)
+    assert [arm.name for arm in bench_bytes._chosen(arms, [arms[2].name])] == ["float32", arms[2].name]
 
 
 def test_a_run_is_counted_as_it_was_and_not_run_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

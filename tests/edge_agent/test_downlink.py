@@ -5,11 +5,12 @@ import hashlib
 import numpy as np
 
 from edge_agent import events as e
+from edge_agent.task import FRESH_S
 from fl_protocol.deltas import encode_delta, encode_keyframe, reconstruct
 from fl_protocol.messages import Delta, Get, Result, Want
 from fl_protocol.tensors import Vector
 from fl_protocol.topics import Kind
-from tests.edge_agent.rig import BUNDLE, BUNDLE_BYTES, TASK, Rig, all_of, complaints, sent, the
+from tests.edge_agent.rig import BUNDLE, BUNDLE_BYTES, TASK, Rig, all_of, complaints, sent, the, topic
 
 LAYOUT = BUNDLE.layout
 DOWNLINK = {"name": "uq", "step": "1.5"}
@@ -210,3 +211,15 @@ def test_a_renewed_version_is_known_by_its_hash() -> None:
     effects = rig.announce(1, sha256=sha(VERSIONS[0]), size=VERSIONS[0].nbytes)
     assert np.array_equal(the(e.Train, effects).base, VERSIONS[0])
     assert not gets(effects)
+
+
+def test_a_device_that_trains_and_predicts_fetches_a_newer_version_now_and_then() -> None:
+    """Not each that is released meanwhile: in a minute many are, and one delta spans them."""
+    rig = Downlink(predict_s=5.0)
+    rig.begin()
+    the(e.Train, rig.release(0, named=False))
+    versions = topic(Kind.MANIFEST), topic(Kind.BROADCAST, version="+")
+    assert the(e.Unsubscribe, rig.asked).filters == versions
+    assert the(e.Subscribe, rig.wait(FRESH_S)).filters == tuple((name, 0) for name in versions)
+    (want,) = wants(rig.release(4))
+    assert the(e.Unsubscribe, rig.answer(want, 0, 4)).filters == versions

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from edge_agent import events as e
+from edge_agent.task import FRESH_S
 from fl_protocol.messages import Chunk, Get
 from fl_protocol.topics import Kind
 from tests.edge_agent.rig import (
@@ -156,6 +157,7 @@ def test_a_broadcast_version_needs_no_get() -> None:
     assert not gets(rig.asked)
     rig = Rig(predict_s=1000)
     rig.ready_to_train(0)
+    rig.wait(FRESH_S)
     rig.announce(1)
     effects = rig.broadcast(1)
     assert not gets(effects)
