@@ -161,7 +161,7 @@ class Coordinator:
                 yield from self._chunk(device, chunk, now)
             case Get() as get:
                 yield from self._get(device, get)
-            case Want() as want if want.task in self.tasks:
+            case Want() as want if want.task in self.tasks and want.sha256 == self.tasks[want.task].release.sha256:
                 topic = self.say.topic(Kind.DELTA, device=device.id)
                 yield SendDelta(topic, want, self.tasks[want.task].layout, self.say.chunk_size)
 

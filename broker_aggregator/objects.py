@@ -18,7 +18,8 @@ from fl_protocol.messages import Chunk
 from fl_protocol.transfer import Outgoing, Source
 
 log = logging.getLogger("aggregator")
-CACHED = 8
+CACHED = 32  # objects being sent
+CACHED_BYTES = 128 << 20  # of those that are held in memory
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -49,6 +50,7 @@ class Objects:
     def __init__(self, bundles: Path, store: ReadableStore, files: Files = OS_FILES) -> None:
         self._folder, self._store, self._files = bundles, store, files
         self._outgoing: OrderedDict[tuple[str, int], Outgoing] = OrderedDict()
+        self._in_memory: dict[tuple[str, int], int] = {}  # bytes
         self.deltas = Deltas(store)
         self._evaluators: dict[tuple[str, str], Evaluator] = {}
 
@@ -79,9 +81,14 @@ class Objects:
                 self._outgoing[key] = Outgoing(source, chunk_size)
             except ProtocolError:
                 return
-            while len(self._outgoing) > CACHED:
-                self._outgoing.popitem(last=False)
+            self._in_memory[key] = len(source) if isinstance(source, bytes) else 0
+            while len(self._outgoing) > CACHED or (
+                sum(self._in_memory.values()) > CACHED_BYTES and len(self._outgoing) > 1
+            ):
+                oldest, _ = self._outgoing.popitem(last=False)
+                del self._in_memory[oldest]
         outgoing = self._outgoing[key]
+        self._outgoing.move_to_end(key)
         try:
             if missing is None:
                 yield from (outgoing.chunk(i) for i in range(outgoing.count))
@@ -90,7 +97,8 @@ class Objects:
         except ProtocolError as error:
             if error.code == Code.DISK:
                 log.error("%s", error)
-                self._outgoing.pop(key, None)  # it is looked at again when it is next asked for
+                self._outgoing.pop(key, None)
+                self._in_memory.pop(key, None)  # it is looked at again when it is next asked for
 
     def evaluator(self, bundle_sha256: str, path: str) -> Evaluator:
         """An evaluator, made once for a bundle and a file. Raises `ConfigError`, `ProtocolError`."""

@@ -1,6 +1,6 @@
 """The store's tables. A change here is a new SCHEMA_VERSION and a migration, never an edit of what is in the field."""
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 SCHEMA = (
     "CREATE TABLE counter(name TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT, WITHOUT ROWID",
@@ -35,7 +35,7 @@ SCHEMA = (
         fingerprint TEXT NOT NULL,
         sha256 TEXT NOT NULL,
         vector BLOB,                -- float32 little-endian; NULL once pruned
-        memory BLOB,                -- state of rule and server optimizer
+        memory BLOB,                -- state of rule and server optimizer, what was meant and not published
         share REAL NOT NULL,        -- b / K
         num_examples INTEGER NOT NULL,
         step_norm REAL NOT NULL,
@@ -67,6 +67,7 @@ SCHEMA = (
         UNIQUE (device, incarnation, seq)
     ) STRICT""",
     "CREATE INDEX ledger_by_disposal ON ledger(task, disposal, version)",
+    "CREATE INDEX IF NOT EXISTS release_by_sha256 ON release(sha256)",
     """CREATE TABLE suspect(
         sha256 TEXT PRIMARY KEY,    -- of a delivery that was in hand when the process fell
         times INTEGER NOT NULL
@@ -75,4 +76,5 @@ SCHEMA = (
 
 MIGRATIONS = {  # from a version to the next one
     1: ("ALTER TABLE task ADD COLUMN better TEXT NOT NULL DEFAULT 'higher'",),
+    2: ("CREATE INDEX IF NOT EXISTS release_by_sha256 ON release(sha256)",),  # and `memory` has a third part
 }

@@ -218,6 +218,8 @@ class Agent:
             task.sending.again(now + max(1.0, result.retry_in_s))
 
     def _gateway_is(self, state: m.GatewayState, now: float) -> None:
+        for task in self._tasks:
+            task.intake.gateway_here = state.state == "ready"
         if state.state == "ready" and (state.boot, state.bseq) != self._gateway:
             self._gateway = state.boot, state.bseq
             self._send_again(now)

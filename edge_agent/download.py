@@ -82,7 +82,7 @@ class Download:
         self._fetch: Fetch | None = None
         self._form: Form = "whole"  # of what is fetched
         self._silence = Silence(WANT_S)
-        self._unanswered = 0
+        self._unanswered = self._again = 0
         self._heard_at = float("-inf")
         self._failures = 0
 
@@ -94,14 +94,23 @@ class Download:
     def not_on_disk(self, held: Held | None = None) -> None:
         """The disk does not have it, or has it damaged; `held` is the version that a delta can begin from."""
         self._missing, self._held = True, held
-        self._ways = deque(["whole"])
-        if self.target.asks:
-            self._ways.appendleft("asked")
-        if self.target.delta and held and held.version == self.target.version - 1:
-            self._ways.appendleft("named")
+        self._ways = self._all_ways()
 
-    def next(self, now: float, link: Limits, room: int | None = None) -> Get | Want | None:
-        """What to ask for now, if anything: an object of at most `room` bytes (None: any), or one that was begun."""
+    def _all_ways(self) -> deque[Way]:
+        ways: deque[Way] = deque(["whole"])
+        if self.target.asks:
+            ways.appendleft("asked")
+        if self.target.delta and self._held and self._held.version == self.target.version - 1:
+            ways.appendleft("named")
+        return ways
+
+    def next(
+        self, now: float, link: Limits, room: int | None = None, *, gateway_here: bool = True
+    ) -> Get | Want | None:
+        """What to ask for now, if anything: an object of at most `room` bytes (None: any), or one that was begun.
+
+        Silence means nothing while the gateway is known to be away.
+        """
         if not self._missing or now < self._ask_at:
             return None
         self._look_at = now + LOOK_S
@@ -112,9 +121,9 @@ class Download:
             said = self._next(now, link)
             if said is None:
                 return None
-            self._unanswered += 1
+            self._unanswered += gateway_here
             if self._unanswered > IN_VAIN and len(self._ways) > 1:
-                self._leave()
+                self._leave(again=True)
                 said = self._next(now, link) if room is None or self._has_room(link, room) else None
         except ProtocolError as error:  # the disk is full, or the object is one that cannot be fetched
             self._complaints.append(error)
@@ -209,15 +218,23 @@ class Download:
         return complaints
 
     def resume(self, at: float = float("-inf")) -> None:
-        """On a new connection: what was asked for before may be lost. Nothing is asked before `at`."""
+        """On a new connection, of this end or the gateway's: what was asked for before may be lost, and what was not
+        answered may be now. Nothing is asked before `at`."""
         self._silence.forget()
+        self._unanswered = self._again = 0
+        if self._missing and (self._fetch is None or self._fetch.progress == 0):
+            self._ways, self._fetch, self._form = self._all_ways(), None, "whole"
         if self._fetch is not None:
             self._fetch.resume()
-            self._ask_at = max(self._ask_at, at)
-            self._look_at = max(self._ask_at, min(self._look_at, at))
+        self._ask_at = max(self._ask_at, at)
+        self._look_at = max(self._ask_at, min(self._look_at, at))
 
-    def _leave(self) -> None:
-        self._ways.popleft()
+    def _leave(self, *, again: bool = False) -> None:
+        """Take the next way. `again`: an object that the gateway named and does not send is first asked for anew."""
+        if again and self._ways[0] == "asked" and self._fetch is not None and self._again < IN_VAIN:
+            self._again += 1
+        else:
+            self._ways.popleft()
         self._fetch, self._form, self._unanswered = None, "whole", 0
         self._silence.forget()
 

@@ -6,7 +6,7 @@ from typing import Annotated
 from msgspec import Meta
 
 Percent = Annotated[float, Meta(ge=0, le=100)]
-ClockTime = Annotated[str, Meta(pattern=r"^([01][0-9]|2[0-3]):[0-5][0-9]$")]
+ClockTime = Annotated[str, Meta(pattern=r"^([01][0-9]|2[0-3]):[0-5][0-9]\Z")]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -92,6 +92,7 @@ class Intake:
         self._kept: Model | None = None  # what the disk had from before this start, for deltas to begin from
         self._initial = ""  # SHA-256 of the bundle's own parameters as a version
         self.refused = ""  # why the last object that came whole is not used
+        self.gateway_here = True  # as far as is known
         self.hungry = True  # versions are wanted as they come: the device is not training, or it predicts
         self.room: int | None = None  # bytes for what begins now; None: any; below 0: nothing goes on
         self._announced: Manifest | None = None  # the manifest, if it fits
@@ -192,7 +193,7 @@ class Intake:
             self._download = Download(target, now + rng.uniform(*BROADCAST_WAIT_S) * waits, self.room, self._parts)
             search = target.asks and self.model is None and self._kept is None
             effects.append(Load(target.sha256, target.size if search else 0))
-        elif link is not None and (word := download.next(now, link, self.room)):
+        elif link is not None and (word := download.next(now, link, self.room, gateway_here=self.gateway_here)):
             effects.append(Send(self._topic(Kind.WANT if isinstance(word, Want) else Kind.GET), word))
         return effects
 

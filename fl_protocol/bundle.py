@@ -57,7 +57,7 @@ Better = Literal["higher", "lower"]
 Feed = Literal["seed", "base"]
 
 _Text = Annotated[str, Meta(max_length=4096)]
-_Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,128}$")]
+_Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,128}\Z")]
 _Shape = Annotated[list[Annotated[int, Meta(ge=1, le=1 << 24)]], Meta(max_length=MAX_RANK - 1)]
 
 
@@ -184,7 +184,7 @@ class _Input(msgspec.Struct, frozen=True):
 
 class _Manifest(msgspec.Struct, frozen=True):
     v: Literal[1]
-    name: Annotated[str, Meta(pattern=r"^[a-z0-9_-]{1,64}$")]
+    name: Annotated[str, Meta(pattern=r"^[a-z0-9_-]{1,64}\Z")]
     layout: list[dict[str, Any]]
     fingerprint: str
     input: _Input

@@ -17,14 +17,14 @@ from typing import Annotated, Literal, Self
 
 from msgspec import Meta
 
-Id = Annotated[str, Meta(pattern=r"^[a-z0-9-]{1,64}$")]
-Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$")]
-Fingerprint = Annotated[str, Meta(pattern=r"^[0-9a-f]{32}$")]
-Incarnation = Annotated[str, Meta(pattern=r"^[0-9a-f]{16}$")]  # one life of a device's flash storage
-Key = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$")]  # an Ed25519 public key, hex
-Decimal = Annotated[str, Meta(pattern=r"^-?[0-9]{1,12}(\.[0-9]{1,12})?(e-?[0-9]{1,2})?$")]
-MaybeDecimal = Annotated[str, Meta(pattern=r"^(-?[0-9]{1,12}(\.[0-9]{1,12})?(e-?[0-9]{1,2})?)?$")]
-MaybeCode = Annotated[str, Meta(pattern=r"^(E_[A-Z]{1,20})?$")]
+Id = Annotated[str, Meta(pattern=r"^[a-z0-9-]{1,64}\Z")]
+Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
+Fingerprint = Annotated[str, Meta(pattern=r"^[0-9a-f]{32}\Z")]
+Incarnation = Annotated[str, Meta(pattern=r"^[0-9a-f]{16}\Z")]  # one life of a device's flash storage
+Key = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]  # an Ed25519 public key, hex
+Decimal = Annotated[str, Meta(pattern=r"^-?[0-9]{1,12}(\.[0-9]{1,12})?(e-?[0-9]{1,2})?\Z")]
+MaybeDecimal = Annotated[str, Meta(pattern=r"^(-?[0-9]{1,12}(\.[0-9]{1,12})?(e-?[0-9]{1,2})?)?\Z")]
+MaybeCode = Annotated[str, Meta(pattern=r"^(E_[A-Z]{1,20})?\Z")]
 Text = Annotated[str, Meta(max_length=400)]
 Word = Annotated[str, Meta(max_length=64)]
 Count = Annotated[int, Meta(ge=0, le=2**53 - 1)]  # what JSON carries exactly
@@ -182,7 +182,8 @@ class Envelope(Message):
 class Offer(Message):
     """At `up/offer`: an update too large for one packet, described so that a useless one is not sent.
 
-    Signed by the device over all other fields: what an offer is told may be final.
+    Signed by the device over all other fields: what an offer is told may be final. A field that comes later has the
+    default None, which is not said: the signature is over the message as a reader would say it again.
     """
 
     sha256: Sha256

@@ -133,7 +133,7 @@ class FileParts:
 
     def _path(self, name: str) -> Path:
         if not _NAME.fullmatch(name):
-            raise ValueError(f"{name!r:.100} is no name of a part")
+            raise ProtocolError(Code.SCHEMA, f"{name!r:.100} is no name of a part")
         return self._folder / f"{name}{PART}"
 
     def _make_room(self, name: str, size: int) -> None:

@@ -225,7 +225,7 @@ class ChecksSection:
 class Experiment:
     """All of it, a section a field; `plan` is a task file's [plan]."""
 
-    name: Annotated[str, Meta(pattern=r"^[a-z0-9._-]{1,64}$")]
+    name: Annotated[str, Meta(pattern=r"^[a-z0-9._-]{1,64}\Z")]
     description: str = ""
     seeds: tuple[Count, ...] = (0,)
     bundle: str = "stand_in"  # of those that ship, or a path

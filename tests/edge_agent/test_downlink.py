@@ -7,7 +7,7 @@ import numpy as np
 from edge_agent import events as e
 from edge_agent.task import FRESH_S
 from fl_protocol.deltas import encode_delta, encode_keyframe, reconstruct
-from fl_protocol.messages import Delta, Get, Result, Want
+from fl_protocol.messages import Delta, GatewayState, Get, Result, Want
 from fl_protocol.tensors import Vector
 from fl_protocol.topics import Kind
 from tests.edge_agent.rig import BUNDLE, BUNDLE_BYTES, TASK, Rig, all_of, complaints, sent, the, topic
@@ -223,3 +223,56 @@ def test_a_device_that_trains_and_predicts_fetches_a_newer_version_now_and_then(
     assert the(e.Subscribe, rig.wait(FRESH_S)).filters == tuple((name, 0) for name in versions)
     (want,) = wants(rig.release(4))
     assert the(e.Unsubscribe, rig.answer(want, 0, 4)).filters == versions
+
+
+def test_while_the_gateway_is_away_silence_means_nothing() -> None:
+    """A minute of it costs no whole version: when the gateway is back, it is asked for a delta once more."""
+    rig = Downlink()
+    rig.begin()
+    rig.train(the(e.Train, rig.release(0, named=False)))
+    rig.hear(Kind.GATEWAY, GatewayState(state="ready", boot=1, bseq=1))
+    effects = rig.release(4)
+    rig.hear(Kind.GATEWAY, GatewayState(state="lost", boot=1, bseq=1))
+    effects += rig.wait(100)
+    assert wants(effects)
+    assert not gets(effects)
+    back = rig.hear(Kind.GATEWAY, GatewayState(state="ready", boot=2, bseq=1)) + rig.wait(10)
+    assert wants(back)
+    assert all_of(e.SaveObject, rig.answer(wants(back)[-1], 0, 4))
+
+
+def test_a_gateway_that_died_without_a_word_is_asked_for_a_delta_when_it_is_back() -> None:
+    """Also if the device had begun to ask for the whole version, and nothing of it came."""
+    rig = Downlink()
+    rig.begin()
+    rig.train(the(e.Train, rig.release(0, named=False)))
+    assert gets(rig.release(4) + rig.wait(120))
+    back = rig.hear(Kind.GATEWAY, GatewayState(state="ready", boot=2, bseq=1)) + rig.wait(10)
+    assert wants(back)
+    assert not gets(back)
+
+
+def test_an_object_that_a_restarted_gateway_has_forgotten_is_asked_for_anew() -> None:
+    """It was named, and its chunks do not come: another `Want`, which has it made again."""
+    rig = Downlink()
+    rig.begin()
+    rig.train(the(e.Train, rig.release(0, named=False)))
+    (want,) = wants(rig.release(4))
+    data = delta(0, 4)
+    rig.answer(want, 0, 4, chunk_size=len(data) - 100)
+    effects = rig.wait(2) + rig.hear(Kind.GATEWAY, GatewayState(state="ready", boot=2, bseq=1)) + rig.wait(10)
+    assert wants(effects)
+    effects = rig.answer(wants(effects)[-1], 0, 4, chunk_size=len(data) - 100)
+    effects += rig.wait(120)  # now without a restart that was heard of
+    assert wants(effects)
+
+
+def test_no_name_with_a_newline_behind_it_is_a_name() -> None:
+    """`$` matches before one; what is no SHA-256 must not come as far as a file's name."""
+    rig = Downlink()
+    rig.begin()
+    rig.train(the(e.Train, rig.release(0, named=False)))
+    (want,) = wants(rig.release(4))
+    bad = Delta(task=TASK, sha256=want.sha256, base=want.base, object="a" * 64 + "\\n", size=70_000, chunk_size=16384)
+    effects = rig.hear(Kind.DELTA, bad)
+    assert [c.code for c in complaints(effects)] == ["E_SCHEMA"]

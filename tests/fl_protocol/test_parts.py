@@ -247,7 +247,7 @@ def test_a_small_object_leaves_the_disk_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["../" + SHA, "a/b." + SHA, SHA.upper(), "", "A." + SHA, "a.b." + SHA, SHA + ".part"])
 def test_a_name_never_leaves_the_directory(name: str) -> None:
     """Names come from topics, which were checked; and once more here."""
-    with pytest.raises(ValueError, match="no name of a part"):
+    with pytest.raises(ProtocolError, match="no name of a part"):
         parts_on(MemoryFiles()).open(name, SHA, 1000, SIZE)
 
 
