@@ -15,7 +15,7 @@ JOBS ?= 2
 # `make test` runs these pages; to read them as a documentation check takes minutes.
 SLOW_PAGES := tests/docs/test_bring_your_own_model.py tests/docs/test_exporter_tables.py
 
-.PHONY: demo test chaos check bench bench-train bench-transfer bench-bytes bench-bytes-quick clean help
+.PHONY: demo test chaos check bench bench-train bench-transfer bench-bytes bench-bytes-quick fuzz clean help
 
 help:
 	@echo "make demo [ARGS='--quick --seed 1']   a fleet of 17 agents trains one model over a real broker"
@@ -26,6 +26,7 @@ help:
 	@echo "make bench-bytes                      codecs: bits and speed on every model; accuracy over bytes in the twin (hours)"
 	@echo "make bench-bytes-quick                the same in minutes: is everything in order?"
 	@echo "make bench-train                      training steps of every model against torch: time, memory, imports, disk"
+	@echo "make fuzz                             3,000,000 damaged inputs for every decoder that a peer can reach"
 	@echo "make bench-transfer                   100 MB over small packets and a link that breaks (root)"
 
 $(BIN)/python:
@@ -78,6 +79,9 @@ bench-bytes: $(VENV)/dev.installed
 
 bench-bytes-quick: $(VENV)/dev.installed
 	$(BIN)/python benchmarks/bench_bytes.py --quick $(ARGS)
+
+fuzz: $(VENV)/dev.installed
+	$(BIN)/python benchmarks/fuzz_decoders.py --inputs 3000000 $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist runs .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

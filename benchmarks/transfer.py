@@ -20,7 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import paho.mqtt.client as mqtt
 from figures import parse_arguments, print_result, setting
+from paho.mqtt.enums import CallbackAPIVersion
 
 from fl_protocol.errors import ConfigError
 from fl_protocol.file_source import sha256_of
@@ -30,7 +32,7 @@ HERE = Path(__file__).parent
 START = f"import sys; sys.path.insert(0, {str(HERE)!r}); import transfer_ends as ends; sys.exit(ends.main())"
 PAGE = HERE.parent / "docs" / "bench-transfer.md"
 PATIENCE_S = 600.0
-IDLE_S = 3.0
+IDLE_S, SYS_S = 3.0, 1
 CUTS = [tenth / 10 - 0.05 for tenth in range(1, 11)]  # where an end is disconnected: in each tenth of the way
 KILLS = [("device", 0.35), ("gateway", 0.65)]
 MAX_RATIO, MAX_GROWTH_MB, MIN_GOODPUT = 1.10, 4.0, 0.8
@@ -80,7 +82,10 @@ def broker(folder: Path, settings: str, prefix: list[str], host: str) -> Iterato
     """A mosquitto beside the gateway."""
     folder.mkdir()
     conf = folder / "mosquitto.conf"
-    conf.write_text(f"listener {PORT} {host}\nallow_anonymous true\nuser root\nset_tcp_nodelay true\n{settings}\n")
+    conf.write_text(
+        f"listener {PORT} {host}\nallow_anonymous true\nuser root\nset_tcp_nodelay true\n"
+        f"sys_interval {SYS_S}\n{settings}\n"
+    )
     process = subprocess.Popen([*prefix, "mosquitto", "-c", str(conf)], stderr=subprocess.DEVNULL)
     try:
         time.sleep(1.0)
@@ -90,6 +95,30 @@ def broker(folder: Path, settings: str, prefix: list[str], host: str) -> Iterato
     finally:
         process.terminate()
         process.wait()
+
+
+class Meter:
+    """What the broker took from all its clients, by its own count: no kill of a sender hides what it had sent."""
+
+    def __init__(self, host: str) -> None:
+        self._said = 0
+        self._client = mqtt.Client(CallbackAPIVersion.VERSION2, "meter")
+        self._client.on_message = self._heard
+        self._client.connect(host, PORT)
+        self._client.subscribe("$SYS/broker/bytes/received")
+        self._client.loop_start()
+
+    def _heard(self, _client: mqtt.Client, _data: object, message: mqtt.MQTTMessage) -> None:
+        self._said = int(message.payload)
+
+    def read(self) -> int:
+        """Bytes, once its next figures are out."""
+        time.sleep(2.5 * SYS_S)
+        return self._said
+
+    def close(self) -> None:
+        self._client.disconnect()
+        self._client.loop_stop()
 
 
 class End:
@@ -170,6 +199,8 @@ def across(
     for end in (sender, receiver):  # what an idle one left
         for path in (folder / end).glob("*.records"):
             path.unlink()
+    meter = Meter(host) if kills else None
+    before = meter.read() if meter else 0
     ends = {receiver: End(receiver, commands[receiver], folder / f"{receiver}.json")}
     while not ends[receiver].look()["connected"]:
         time.sleep(0.05)
@@ -178,14 +209,17 @@ def across(
         began, ended = carry(ends, ends[receiver], prefixes, host, CUTS if cuts else [], KILLS if kills else [])
         time.sleep(0.5)
         said = {end: ends[end].look() for end in ends}
+        sent = meter.read() - before if meter else said[sender]["bytes_sent"]
     finally:
+        if meter:
+            meter.close()
         for each in ends.values():
             each.stop()
     waited_s = sum(each["waited_s"] for each in said.values())
     result = {
         "way": NAMES[way],
         "killed": kills,
-        "bytes_over_size": said[sender]["bytes_sent"] / size,
+        "bytes_over_size": sent / size,
         "seconds": ended - began,
         "waited_s": waited_s,
         "disconnects": sum(each["disconnects"] for each in said.values()),

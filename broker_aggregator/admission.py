@@ -17,6 +17,7 @@ from fl_protocol.errors import Code, ProtocolError
 from fl_protocol.messages import Offer, Plan, Update, Verdict
 from fl_protocol.tensors import ModelLayout
 
+VALUE_BYTES, HEADER_BYTES = 8, 64 << 10  # an update takes half of this at most; float32 is the largest codec
 MIN_NORMS = 10  # before so many accepted updates the model's own norm stands in for the ordinary one
 
 
@@ -80,6 +81,13 @@ def fresh_enough(update: Header, at: Standing) -> None:
         raise Rejected("stale", Code.STALE, f"{staleness} versions old, at most {limit} is of use")
 
 
+def size_is_plausible(offer: Offer, at: Standing) -> None:
+    """No sealed update of this layout is larger: what is cannot be one, and takes no room from others'."""
+    limit = VALUE_BYTES * at.layout.size + HEADER_BYTES
+    if offer.size > limit:
+        raise Rejected("rejected", Code.SIZE, f"an update of {offer.size} bytes; task {at.plan.task} takes {limit}")
+
+
 def digest_matches(update: Update) -> None:
     """What arrived is what was sent."""
     if update.sha256 and hashlib.sha256(update.payload + update.statistics).hexdigest() != update.sha256:
@@ -123,6 +131,12 @@ def admit_header(header: Header, at: Standing) -> None:
     """What can be told before the payload has come. Raises `Rejected`."""
     for check in HEADER_CHECKS:
         check(header, at)
+
+
+def admit_offer(offer: Offer, at: Standing) -> None:
+    """What can be told before a byte of the update has come. Raises `Rejected`."""
+    admit_header(offer, at)
+    size_is_plausible(offer, at)
 
 
 def admit(update: Update, at: Standing) -> Measure:

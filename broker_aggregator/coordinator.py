@@ -84,7 +84,7 @@ class Coordinator:
         """What `event` asks for; `now` is a monotonic clock in seconds."""
         match event:
             case Online():
-                yield from self._online(event)
+                yield from self._online(event, now)
             case Received():
                 yield from self._received(event, now)
             case Gone():
@@ -97,6 +97,7 @@ class Coordinator:
             case Tick():
                 self._free_bytes = event.free_bytes
                 self.inbox.expire(now)
+                yield from self._grants(now)
         yield from self._turn(now)
 
     def _turn(self, now: float) -> Iterator[Effect]:
@@ -106,6 +107,9 @@ class Coordinator:
             for line in task.lines():
                 yield Send(self.say.topic(Kind.METRICS, task=line.task), line)
             yield from self.say.status(task, self.fleet, now)
+
+    def _grants(self, now: float) -> Iterator[Effect]:
+        """Ask again where it was silent: once a tick, since to look at all takes time; chunks are answered at once."""
         for device, grant in self.inbox.next_grants(now):
             yield self.say.to(device, Kind.GRANT, grant)
 
@@ -124,7 +128,7 @@ class Coordinator:
             if not device.revoked:
                 yield self.say.desired(device.id, self.tasks)
 
-    def _online(self, event: Online) -> Iterator[Effect]:
+    def _online(self, event: Online, now: float) -> Iterator[Effect]:
         self.say.chunk_size = chunk_size_for(event.mqtt, event.max_packet)
         for task in self.tasks.values():
             yield self.say.plan(task)
@@ -133,6 +137,7 @@ class Coordinator:
         yield from self.desired_of_all()
         if not event.session_present:
             self.inbox.resume()
+            yield from self._grants(now)
             yield Send(self.say.topic(Kind.SYNC), Sync())
 
     # --- what devices say ------------------------------------------------------------------------------------------

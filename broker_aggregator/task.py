@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from broker_aggregator.admission import Measure, Standing, admit, admit_header
+from broker_aggregator.admission import Measure, Standing, admit, admit_offer
 from broker_aggregator.events import (
     CommitRelease,
     Effect,
@@ -122,7 +122,7 @@ class Task:
 
     def admit_offer(self, offer: Offer) -> None:
         """Tell a useless update so before its radio time is spent. Raises `Rejected`."""
-        admit_header(offer, self._standing())
+        admit_offer(offer, self._standing())
 
     def count(self, verdict: str, num_bytes: int) -> None:
         """Book what an update was told, and what it cost."""

@@ -180,9 +180,8 @@ class Agent:
                 self._verdict(self._trust.unseal(m.Result, name, payload), name, now)
             case Kind.GRANT:
                 grant = decode_as(m.Grant, payload)
-                if self._budget.may_send(1):
-                    for sending in self._tasks.sendings:
-                        self._effects += sending.granted(grant, now)
+                for sending in self._tasks.sendings:
+                    self._effects += sending.granted(grant, now, self._budget.sendable)
             case Kind.CHUNK_DOWN | Kind.BROADCAST if self._link:
                 chunk = decode_as(m.Chunk, payload)
                 for known in self._tasks:
@@ -204,6 +203,8 @@ class Agent:
         task.intake.take_plan(plan)
         if task.sending and before and before.state != "running" and plan.state == "running":
             task.sending.again(now + JITTER_S * self._rng.random())  # it was deferred while the task did not run
+        if before and before.revision != plan.revision:
+            task.train_at = now  # it may mend what failed
 
     def _verdict(self, result: m.Result, topic: str, now: float) -> None:
         task = self._tasks.get(result.task)
@@ -262,8 +263,11 @@ class Agent:
         if training is None or self._tasks.get(training.task.name) is not training.task:
             return  # the task has ended meanwhile
         try:
-            most = self._budget.next_update()
-            effect = training.make_update(result, self._identity, self._seq + 1, self._rng, most)
+            most, never = self._budget.next_update(), self._budget.never
+            effect = training.make_update(result, self._identity, self._seq + 1, self._rng, most, never)
+        except ProtocolError as error:
+            self._failed(training.task, error.code, error.message, now)
+            return
         except ValueError as error:
             self._failed(training.task, Code.NAN, str(error), now)
             return
@@ -294,9 +298,11 @@ class Agent:
     def _next(self, now: float) -> None:
         if spent := self._budget.take_save():
             self._effects.append(e.SaveSpent(spent))
+        self._give_up(now)
         for task in self._tasks:
             busy = self._training is not None and self._training.task is task
-            task.intake.room = self._budget.room(self._tasks.promised(task))
+            alone = 0 if self._training or self._tasks.owe_update(now) else task.next_size
+            task.intake.room = self._budget.room(self._tasks.promised(task), alone)
             wants_newer = not busy or (self._settings.predict_s > 0 and not task.is_fresh(now))
             task.intake.hungry = not task.intake.unheard and wants_newer
             self._effects += task.intake.next(now, self._link, self._rng)
@@ -313,6 +319,24 @@ class Agent:
         self._predict(now)
         self._tell(now)
         self.wake_at = self._next_wake(now)
+
+    def _give_up(self, now: float) -> None:
+        """Settle what could never be sent, as if the gateway had refused it: one of before the budget was lowered."""
+        for task in self._tasks.known.values():
+            update = task.pending
+            if update and task.sending and (why := self._budget.never(len(update.sealed), on_any_link=True)):
+                task.sending = None
+                result = m.Result(
+                    task=update.task,
+                    incarnation=update.incarnation,
+                    seq=update.seq,
+                    verdict="rejected",
+                    code=Code.QUOTA,
+                    why=why,
+                )
+                self._effects.append(e.Settle(update, result, self._identity.topic(Kind.RESULT)))
+                text = f"{task.name}: update {update.seq} is not sent: {why}"
+                self._telling.complain("byte budget", Code.QUOTA, text, now)
 
     def _save_bytes(self, now: float) -> None:
         """Know, and tell once a day, why the device waits for bytes."""
@@ -379,7 +403,8 @@ class Agent:
         for task in self._tasks:
             if task.pending:
                 may = task.sending is None or self._budget.may_send(task.sending.cost)
-                return "uploading" if may else "sleeping", task.name, task.pending.base_version, self._lacking
+                why = self._lacking or ("" if may or not task.sending else self._budget.why(task.sending.cost))
+                return "uploading" if may else "sleeping", task.name, task.pending.base_version, why
         if not self._gate.may:
             return "sleeping", None, None, self._gate.because
         if self._lacking:

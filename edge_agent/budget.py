@@ -6,6 +6,7 @@
 Two bounds hold. What begins (a download, a training) must fit into what is left of the day's limit; what is under way
 may also use the reserve, 10 % of the limit, so that an update reaches the gateway and its verdict comes back. What
 costs bytes without being begun here (a connection, the state, a word from the gateway) is booked, and shortens the day.
+An update that fits into no day is not made: it would wait for ever, and every training after it.
 
 The day is the local calendar's. A machine without a clock counts 24 hours from its first use, of the time that it is
 awake. A clock that steps back never gives a second budget for one day; one that is still behind after 24 hours was
@@ -26,7 +27,8 @@ RESERVE = 0.1  # of the limit
 OVERHEAD = 1.05  # of an object's bytes: topics, framing and chunk headers, and a chunk that comes twice
 STEP = 0.02  # of the limit, in which it is told: a word for each byte would cost the next
 AHEAD = 0.02  # of the limit, booked on the disk before it is spent
-SAVE_S = 3600.0  # how much of a day without a clock a restart may lose
+SAVE_S = 3600.0  # how much of a day a restart may lose,
+SAVE_USED_S = 600.0  # and of one that is used up, where no clock ends it: power cuts may be frequent
 UPLOAD_SHARE = 0.25  # of a turn, that an upload may take where the link's rate is known
 LEAST_SHARE = 0.125  # of what a turn costs besides: a smaller update saves hardly anything, and costs accuracy
 FIRST_SHARE = 0.125  # of what is left, for an update before a turn was measured
@@ -83,6 +85,7 @@ class Limit(NamedTuple):
     of: str
     most: int
     used: int
+    setting: str  # of the configuration
 
 
 class Budget:
@@ -132,11 +135,12 @@ class Budget:
         day's spending costs the flash some fifty writes. A start after a crash counts what was booked as spent.
         """
         spent, saved = self.spent, self._saved
+        every_s = SAVE_S if self._clock_left_s is not None or self.may_begin() else SAVE_USED_S
         if not self._config.limits or not (
             spent.day != saved.day
             or spent.total > saved.total
             or spent.metered > saved.metered
-            or not 0 <= spent.elapsed_s - saved.elapsed_s < SAVE_S
+            or not 0 <= spent.elapsed_s - saved.elapsed_s < every_s
         ):
             return None
         ahead = int(AHEAD * min(limit.most for limit in self._limits(metered=True)))
@@ -165,14 +169,17 @@ class Budget:
         """The limit with least left; None without one."""
         return min(self._limits(), key=lambda limit: limit.most - limit.used, default=None)
 
-    def room(self, promised: int) -> int | None:
+    def room(self, promised: int, alone: int = 0) -> int | None:
         """Bytes that an object may have whose download begins now, when `promised` bytes of others are under way.
 
-        What follows a download is an update: it has to fit as well. None: any; -1: not even what is under way goes on.
+        What follows a download is an update: it has to fit as well. Where no day has room for both, an object of
+        `alone` bytes may take all that is left, and the update waits for the next day; 0: one that is to be made of
+        what is here comes first. None: any; -1: not even what is under way goes on.
         """
         rooms = []
         if (left := self.left) is not None:
-            rooms.append(max(0, int(left / OVERHEAD - promised - self._size)))
+            both = alone and alone + self._usual > (self._day or 0) / OVERHEAD
+            rooms.append(max(0, int(left / OVERHEAD - promised - (0 if both else self._usual))))
             if not self.may_send(1):
                 return -1
         if most := self._metered_object:
@@ -182,12 +189,29 @@ class Budget:
     def may_begin(self) -> bool:
         """Whether a training may begin: an update of the usual size has room, its framing aside."""
         left = self.left
-        return left is None or (left > 0 and left >= self._size)
+        return left is None or (left > 0 and left >= self._usual)
 
     def may_send(self, size: int) -> bool:
         """Whether `size` bytes of what is under way may be sent: the reserve is for that."""
-        most = self._hard_left()
-        return most is None or size * OVERHEAD <= most
+        most = self.sendable
+        return most is None or size <= most
+
+    @property
+    def sendable(self) -> int | None:
+        """Bytes of what is under way that may be sent today, the reserve included; None: any number."""
+        return None if (most := self._hard_left()) is None else int(most / OVERHEAD)
+
+    def never(self, size: int, *, on_any_link: bool = False) -> str:
+        """Why no day has room for an update of `size` bytes, for people; empty where one has.
+
+        The limits are those that hold now; with `on_any_link` those that a link which is not metered has, too. The
+        reserve is left for what else passes on such a day.
+        """
+        for limit in self._limits():
+            if size * OVERHEAD > limit.most and not (on_any_link and limit.setting != "daily_mb"):
+                much = f"{size} of {limit.most} bytes, with {round(100 * (OVERHEAD - 1))} % for framing"
+                return f"more than a day's {limit.of}: {much}; raise {limit.setting} or take another codec"
+        return ""
 
     def next_update(self) -> int | None:
         """Bytes that the next update may have, all in all; None: as many as the plan's codec makes of it.
@@ -202,7 +226,7 @@ class Budget:
         if (left := self.left) is not None:
             share = left * FIRST_SHARE if not self._turn_s else left / self._turns_left() - self._other
             caps.append(max(share, LEAST_SHARE * self._other))
-            caps.append((self._hard_left() or 0) / OVERHEAD)
+            caps.append(self.sendable or 0)
         if self._config.up_kbit_s and self._turn_s:
             caps.append(self._config.up_kbit_s * 125 * UPLOAD_SHARE * self._turn_s)
         return max(0, int(min(caps))) if caps else None
@@ -215,6 +239,8 @@ class Budget:
             return ""
         if size > limit.most / OVERHEAD:
             return f"{size / MB:.3g} MB are more than a day's {limit.of} of {limit.most / MB:g} MB has room for"
+        if size and size * OVERHEAD <= limit.most - limit.used:
+            return f"{size / MB:.3g} MB wait for the next update: today's {limit.of} has no room for both"
         hours = math.ceil(self.day_left_s / 3600)
         until = f"in {hours} h" if hours > 1 else "within an hour"
         used = f"{STEP * round(limit.used / limit.most / STEP) * limit.most / MB:.3g} of {limit.most / MB:g} MB"
@@ -223,13 +249,18 @@ class Budget:
     @property
     def day_left_s(self) -> float:
         """Seconds until a new day begins, as far as its clock tells."""
-        if self._local is not None and self._at is not None:
-            local_s = self._local[0] + self._at - self._local[1]
-            if int(local_s // DAY_S) == self.spent.day:
-                return DAY_S - local_s % DAY_S
-        return max(0.0, DAY_S - self.spent.elapsed_s)
+        by_clock = self._clock_left_s
+        return max(0.0, DAY_S - self.spent.elapsed_s) if by_clock is None else by_clock
 
     # --- inside ---
+
+    @property
+    def _clock_left_s(self) -> float | None:
+        """Seconds until the clock begins a new day; None where it does not know this one."""
+        if self._local is None or self._at is None:
+            return None
+        local_s = self._local[0] + self._at - self._local[1]
+        return DAY_S - local_s % DAY_S if int(local_s // DAY_S) == self.spent.day else None
 
     def _pass(self, now: float) -> None:
         """Time passes; with a new day the books are empty."""
@@ -243,10 +274,22 @@ class Budget:
     def _limits(self, *, metered: bool = False) -> list[Limit]:
         """The limits that hold now; with `metered` as if the link were."""
         config, spent = self._config, self.spent
-        limits = [Limit("byte budget", round(config.daily_mb * MB), spent.total)]
+        limits = [Limit("byte budget", round(config.daily_mb * MB), spent.total, "daily_mb")]
         if self.metered or metered:
-            limits.append(Limit("budget of a metered link", round(config.metered_daily_mb * MB), spent.metered))
+            most = round(config.metered_daily_mb * MB)
+            limits.append(Limit("budget of a metered link", most, spent.metered, "metered_daily_mb"))
         return [limit for limit in limits if limit.most]
+
+    @property
+    def _day(self) -> int | None:
+        """What the tightest of whole days has; None without a limit."""
+        return min((limit.most for limit in self._limits()), default=None)
+
+    @property
+    def _usual(self) -> float:
+        """The usual size of an update, but never so much that a day which has just begun had no room for one."""
+        day = self._day
+        return self._size if day is None else min(self._size, day * (1 - RESERVE))
 
     @property
     def _metered_object(self) -> int:

@@ -9,7 +9,7 @@ from msgspec import Meta
 
 from edge_agent.budget import BudgetConfig
 from edge_agent.gate import GateConfig
-from edge_agent.metered import check_metered
+from edge_agent.metering import check_metered
 from edge_agent.training import Provider
 from fl_protocol import broker
 from fl_protocol.messages import Id, Key

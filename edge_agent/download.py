@@ -174,7 +174,8 @@ class Download:
     def answered(self, delta: Delta, now: float) -> Arrived | None:
         """The gateway's answer to a `Want`, with the object if it came along.
 
-        Raises `ProtocolError(E_SIZE)` for an answer that is larger than the version itself.
+        Raises `ProtocolError`: E_SIZE for an answer that is larger than the version itself, or in chunks that nobody
+        makes; E_DISK where there is no room for it now.
         """
         fits = delta.sha256 == self.target.sha256 and delta.base in (None, self._held and self._held.sha256)
         if not self._missing or self._ways[0] != "asked" or self._fetch is not None or not fits:
@@ -182,14 +183,20 @@ class Download:
         if max(delta.size, len(delta.data)) > 2 * self.target.size + 1024:
             self._leave()
             raise ProtocolError(Code.SIZE, f"{delta.size} bytes to make a version of {self.target.size}")
+        if not delta.data:
+            try:
+                self._fetch = self._open(delta.object, delta.size, delta.chunk_size)
+            except ProtocolError as error:
+                if error.code == Code.DISK:
+                    self._wait_for_disk(now)
+                else:  # sizes that nobody can fetch
+                    self._leave()
+                raise
         self._form = "keyframe" if delta.base is None else "delta"
         self._heard_at, self._unanswered = now, 0
         if delta.data:
             return Arrived(self._form, delta.data)
-        self._fetch, self._look_at = (
-            self._open(delta.object, delta.size, delta.chunk_size),
-            max(now, self._ask_at),
-        )
+        self._look_at = max(now, self._ask_at)
         return None
 
     def failed(self, now: float) -> None:

@@ -1,5 +1,6 @@
 """From what a training came to, to the sealed bytes of an update and the two futures of its residual."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from numpy.random import Generator
@@ -12,6 +13,7 @@ from edge_agent.training import TrainingResult
 from fl_protocol.compression.feedback import prepare
 from fl_protocol.compression.float16 import encode_statistics
 from fl_protocol.compression.pipeline import make_compressor
+from fl_protocol.errors import Code, ProtocolError
 from fl_protocol.messages import Update
 from fl_protocol.signing import seal_update
 from fl_protocol.topics import Kind
@@ -33,9 +35,19 @@ class Training:
         return Train(self.task.name, work.bundle, self.base.vector, work.order, personal, rng.spawn(1)[0])
 
     def make_update(
-        self, result: TrainingResult, identity: Identity, seq: int, rng: Generator, max_bytes: int | None = None
+        self,
+        result: TrainingResult,
+        identity: Identity,
+        seq: int,
+        rng: Generator,
+        max_bytes: int | None = None,
+        never: Callable[[int], str] | None = None,
     ) -> SaveUpdate:
-        """The update, by the plan's codec. Raises `ValueError` for a result that is not finite.
+        """The update, by the plan's codec.
+
+        Raises `ValueError` for a result that is not finite, and `ProtocolError(E_QUOTA)` for an update which could not
+        be sent on any day: `never` says why not, by its size. Nothing of it is kept then, for a training of the same
+        version would owe it twice.
 
         With `max_bytes` the codec is asked for a payload that leaves the whole update, its header and statistics
         included, at most so many bytes; it comes as near as its range allows. How it is read does not depend on that.
@@ -48,6 +60,8 @@ class Training:
         if max_bytes is not None:
             compressor = make_compressor(plan.codec, layout, max(1, max_bytes - len(statistics) - HEADER))
         prepared = prepare(compressor, delta, residual, clip_norm=self.work.clip_norm, rng=rng)
+        if never and (why := never(len(prepared.payload) + len(statistics) + HEADER)):
+            raise ProtocolError(Code.QUOTA, f"{why}; nothing of this training is kept")
         update = Update(
             device=identity.device,
             incarnation=identity.incarnation,

@@ -1,9 +1,12 @@
 """One update on its way out: the same bytes again and again, until the gateway's verdict."""
 
+from dataclasses import replace
+
 from numpy.random import Generator
 
 from edge_agent.events import Effect, PendingUpdate, Send
 from edge_agent.identity import Identity
+from fl_protocol.chunks import PACKET_OVERHEAD
 from fl_protocol.codec import MAX_PACKET_BYTES
 from fl_protocol.messages import Grant
 from fl_protocol.signing import sign_offer
@@ -51,13 +54,20 @@ class Sending:
 
     @property
     def cost(self) -> int:
-        """Bytes that the next word leads to: the update, unless its chunks are under way already."""
-        return FRAMING + (0 if self._upload else len(self.update.sealed))
+        """Bytes that the next word leads to: the update, or a chunk of it if those are under way already."""
+        whole = len(self.update.sealed)
+        return FRAMING + (min(whole, self._upload[0]) if self._upload else whole)
 
-    def granted(self, grant: Grant, now: float) -> list[Effect]:
-        """The gateway's answer to the offer. Raises `ProtocolError(E_SIZE)` for a bitmap of another size."""
+    def granted(self, grant: Grant, now: float, most: int | None = None) -> list[Effect]:
+        """The gateway's answer to the offer: the chunks that it asks for, as many as `most` bytes have room for.
+
+        Raises `ProtocolError(E_SIZE)` for a bitmap of another size.
+        """
         if self._upload is None or grant.sha256 != self._upload[1].sha256:
             return []
+        if most is not None:
+            chunk = min(len(self.update.sealed), self._upload[0]) + PACKET_OVERHEAD
+            grant = replace(grant, window=min(grant.window, most // chunk))
         chunks = self._upload[1].granted(grant, now)
         # It listens, so begin with short silences again. Done, stale, reject: the signed result follows.
         self.again(now + (grant.retry_in_s or RESEND_S[0]))

@@ -59,6 +59,14 @@ class Task:
             return None
         return work, model
 
+    @property
+    def next_size(self) -> int:
+        """Bytes of the object that will be fetched next, as far as is known."""
+        plan, bundle, manifest = self.intake.plan, self.intake.bundle, self.intake.manifest
+        if plan and (bundle is None or bundle.sha256 != plan.bundle_sha256):
+            return plan.bundle_size
+        return max(self.intake.lacks, (manifest.delta_size or manifest.size) if manifest else 0)
+
     def is_fresh(self, now: float) -> bool:
         """Whether the version here came lately; one that came just now counts from now on."""
         model = self.intake.model
@@ -140,6 +148,10 @@ class Tasks:
     def promised(self, other: Task) -> int:
         """Bytes of objects that are on their way for all tasks but this one."""
         return sum(task.intake.promised for task in self if task is not other)
+
+    def owe_update(self, now: float) -> bool:
+        """Whether one waits for its verdict, or could be made of what is here."""
+        return any(task.pending or task.work_to_do(now) for task in self)
 
     def lacking(self, budget: Budget) -> str:
         """Why the device waits for bytes, if it does: the day's are used, or a task lacks room for an object."""

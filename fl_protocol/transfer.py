@@ -30,8 +30,11 @@ from fl_protocol.errors import Code, ProtocolError
 from fl_protocol.messages import Chunk, Get, Grant, Offer
 from fl_protocol.pacing import RETRY_S, Receiver, Silence
 
+SILENT_S = 300.0  # an upload of which no chunk came for so long keeps no room from others of its owner
+
 __all__ = [
     "MAX_WINDOW",
+    "SILENT_S",
     "Fetch",
     "Inbox",
     "Incoming",
@@ -64,14 +67,19 @@ class Fetch(Receiver):
 class Reception(Receiver):
     """The gateway's end of an upload; made by `Inbox.open`."""
 
-    touched_at = 0.0
+    touched_at = 0.0  # by an offer or a chunk
+    heard_at = 0.0  # its last chunk, or its opening
     _waits_until = float("-inf")
 
     def add(self, chunk: Chunk, now: float) -> bool:
         """Take a chunk; whether the object is complete. Raises what `Incoming.add` does."""
         complete = super().add(chunk, now)
-        self.touched_at = now
+        self.touched_at = self.heard_at = now
         return complete
+
+    def silent(self, now: float) -> bool:
+        """Whether no chunk came for `SILENT_S`, however often it was offered."""
+        return now - self.heard_at >= SILENT_S
 
     def wait(self, now: float, for_s: float) -> bool:
         """What came cannot be kept: ask for nothing for so long. False when this was said before."""
@@ -100,7 +108,10 @@ class Reception(Receiver):
 class Inbox:
     """Uploads in the making at the gateway, under one byte budget.
 
-    What nobody touches for `ttl_s` seconds makes room. An owner has at most `per_owner` objects, the newest it offered.
+    What nobody touches for `ttl_s` seconds makes room; what never got a chunk does so after `SILENT_S`, however often
+    it was offered, since an offer costs its owner nothing. An owner has at most `per_owner` objects, the newest it
+    offered, and `owner_bytes` (a quarter of all, unless told otherwise) or a single larger object: neither leftovers
+    nor lies of one keep all others out. Above its bytes its silent ones leave; those that move are waited for.
     What `parts` still has from before a restart goes on: its owner is granted what it lacks when it offers again, or
     after a silence.
     """
@@ -113,6 +124,7 @@ class Inbox:
         window: int | None = None,
         retry_s: float = RETRY_S,
         per_owner: int = 4,
+        owner_bytes: int | None = None,
         parts: Parts | None = None,
         now: float = 0.0,
     ) -> None:
@@ -121,6 +133,7 @@ class Inbox:
         self._window = window
         self._retry_s = retry_s
         self._per_owner = per_owner
+        self._owner_bytes = max_bytes // 4 if owner_bytes is None else owner_bytes
         self._parts = parts or MemoryParts()
         self._listens_until = now + retry_s  # what was granted before a restart may be under way
         self._receptions: dict[tuple[str, str], Reception] = {}  # (owner, SHA-256), in the order of opening
@@ -130,7 +143,7 @@ class Inbox:
             except ProtocolError:  # the budget is smaller now, or the disk fails
                 self._parts.remove(found.name)
                 continue
-            reception.touched_at = now - found.age_s
+            reception.touched_at = reception.heard_at = now - found.age_s
 
     @property
     def reserved(self) -> int:
@@ -151,8 +164,7 @@ class Inbox:
             raise ProtocolError(Code.SIZE, f"an object of {size} bytes; at most {self._max_bytes} are taken")
         chunk_count(size, chunk_size)
         self.expire(now)
-        own = [key for key in self._receptions if key[0] == owner and key[1] != sha256]
-        leaving = {(owner, sha256), *own[: max(0, len(own) + 1 - self._per_owner)]}
+        leaving = {(owner, sha256), *self._too_many(sha256, size, owner, now)}
         taken = sum(reception.size for key, reception in self._receptions.items() if key not in leaving)
         if taken + size > self._max_bytes:
             raise ProtocolError(Code.QUOTA, f"no room for {size} bytes beside {taken} of {self._max_bytes}")
@@ -163,8 +175,21 @@ class Inbox:
         part = self._parts.open(f"{owner}.{sha256}", sha256, size, chunk_size)
         reception = Reception(sha256, size, chunk_size, self._window, self._retry_s, part)
         self._receptions[owner, sha256] = reception
-        reception.touched_at = now
+        reception.touched_at = reception.heard_at = now
         return reception
+
+    def _too_many(self, sha256: str, size: int, owner: str, now: float) -> list[tuple[str, str]]:
+        """Which of the owner's other objects leave for this one. Raises `ProtocolError(E_QUOTA)` if too few may."""
+        own = [key for key in self._receptions if key[0] == owner and key[1] != sha256]
+        surplus = max(0, len(own) + 1 - self._per_owner)
+        leaving, total = own[:surplus], size + sum(self._receptions[key].size for key in own[surplus:])
+        for key in own[surplus:]:
+            if total > self._owner_bytes and self._receptions[key].silent(now):
+                leaving.append(key)
+                total -= self._receptions[key].size
+        if total > max(size, self._owner_bytes):
+            raise ProtocolError(Code.QUOTA, f"{total} bytes of {owner}; at most {self._owner_bytes} are taken at once")
+        return leaving
 
     def get(self, owner: str, sha256: str) -> Reception | None:
         """The reception under way, if there is one."""
@@ -186,8 +211,12 @@ class Inbox:
             reception.resume()
 
     def expire(self, now: float) -> list[tuple[str, str]]:
-        """Forget what nobody touched for `ttl_s`; the (owner, SHA-256) of each."""
-        old = [key for key, reception in self._receptions.items() if now - reception.touched_at >= self._ttl_s]
+        """Forget what nobody touched for `ttl_s`, or only offered for `SILENT_S`; the (owner, SHA-256) of each."""
+        old = [
+            key
+            for key, reception in self._receptions.items()
+            if now - reception.touched_at >= self._ttl_s or (reception.silent(now) and not reception.progress)
+        ]
         for key in old:
             del self._receptions[key]
             self.discard(*key)

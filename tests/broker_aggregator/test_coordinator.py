@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from broker_aggregator.admission import HEADER_BYTES, VALUE_BYTES
 from broker_aggregator.events import (
     CommitRelease,
     Evaluate,
@@ -22,9 +23,10 @@ from broker_aggregator.events import (
     Tick,
 )
 from broker_aggregator.fleet import KEPT_VERDICTS
-from fl_protocol.compression import encode_statistics
+from fl_protocol.compression import encode_statistics, make_compressor
 from fl_protocol.messages import DeviceState, Grant, Manifest, Offer, Plan, Result, Sync, TaskStatus
 from fl_protocol.signing import seal_update, sign_offer
+from fl_protocol.tensors import ModelLayout, TensorEntry
 from fl_protocol.topics import Kind, build
 from fl_protocol.transfer import Outgoing
 from tests.support.fleet import FLEET, LAYOUT, Gateway, key_of, make_update, of_kind, results, tiny_bundle
@@ -483,15 +485,30 @@ def test_an_offer_that_its_device_did_not_sign_decides_nothing(change):
     assert g.verdict(make_update("fan-0", 2, 0, D)).verdict == "accepted"
 
 
-def test_an_offer_beyond_every_bound_is_rejected():
-    """A gigabyte is not begun."""
+def test_an_offer_larger_than_any_update_of_its_layout_is_rejected():
+    """At once and finally: a model of five numbers has no update of a megabyte, and nothing is reserved for one."""
     g = gateway()
-    (grant,) = [
-        e.message
-        for e in g.handle(Received("fan-0", offer_of(b"x", size=1 << 30, chunk_size=1 << 20)))
-        if _is(e, Grant)
-    ]
-    assert (grant.answer, grant.code) == ("reject", "E_SIZE")
+    most = VALUE_BYTES * LAYOUT.size + HEADER_BYTES
+    (result,) = results(g.handle(Received("fan-0", offer_of(b"x", size=most + 1, chunk_size=1 << 20))))
+    assert (result.verdict, result.code, result.final) == ("rejected", "E_SIZE", True)
+    assert g.coordinator.inbox.reserved == 0
+    effects = g.handle(Received("fan-0", offer_of(b"x", size=most, chunk_size=1 << 20, seq=2)))
+    assert [e.message.answer for e in effects if _is(e, Grant)] == ["go"]
+
+
+@pytest.mark.parametrize(
+    "codec", [{"name": "none"}, {"name": "topk", "share": "1"}, {"name": "qsgd", "bits": "8", "coder": "rice"}]
+)
+def test_an_honest_update_is_never_larger_than_an_offer_may_be(codec):
+    """The largest codecs with as many metrics and settings as the wire carries."""
+    words = {f"{i:064}": "9" * 64 for i in range(60)}
+    metrics = {f"{i:064}": float(i) for i in range(64)}
+    size = len(sealed(make_update("fan-0", 1, 0, [1.0, -1.0, 1.0], codec=codec, metrics=metrics)))
+    assert size + sum(len(k) + len(v) + 6 for k, v in words.items()) < HEADER_BYTES
+    large = ModelLayout((TensorEntry("w", (20_000,), "parameter"),))
+    for vector in (np.ones(20_000), np.eye(1, 20_000)[0] * 1e30, np.random.default_rng(0).standard_cauchy(20_000)):
+        payload = make_compressor(codec, large).compress(vector.astype(np.float32), np.random.default_rng(0))
+        assert len(payload) <= VALUE_BYTES * large.size // 2 + 100
 
 
 # --- presence, restart of the broker ---

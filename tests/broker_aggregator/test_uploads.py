@@ -8,12 +8,12 @@ import pytest
 
 from anabranch.simulator.files import MemoryFiles
 from broker_aggregator.coordinator import DISK_RETRY_S, Coordinator
-from broker_aggregator.events import DropParts, Effect, Online, Received, Send, Tick
+from broker_aggregator.events import DropParts, Effect, Gone, Online, Received, Send, Tick
 from fl_protocol.messages import Chunk, Grant, Offer
 from fl_protocol.parts import FileParts
 from fl_protocol.signing import seal_update, sign_offer
 from fl_protocol.topics import Kind, build
-from fl_protocol.transfer import Inbox, Outgoing, decode_bitmap
+from fl_protocol.transfer import SILENT_S, Inbox, Outgoing, decode_bitmap
 from tests.support.fleet import FLEET, LAYOUT, Gateway, key_of, make_update, of_kind, results
 
 FAN, CHUNK, FOLDER = "fan-0", 64, Path("uploads")
@@ -146,6 +146,48 @@ def test_nothing_large_is_begun_on_a_disk_that_is_nearly_full() -> None:
     assert [(grant.answer, grant.code) for grant in grants(g.handle(offer()))] == [("full", "E_DISK")]
     g.handle(Tick(g.coordinator.min_free_bytes + OBJECT.size))
     assert [grant.answer for grant in grants(g.handle(offer()))] == ["go"]
+
+
+def test_nobody_keeps_others_out_by_offers() -> None:
+    """One device offers all that it may, over and over, and sends nothing: another's upload is granted."""
+    g = gateway(MemoryFiles()).add("liar")
+    topic = build(Kind.OFFER, FLEET, device="liar")
+    answers = []
+    for seq in range(100):
+        lie = Offer(
+            sha256=f"{seq:064x}",
+            size=65_000,
+            chunk_size=1 << 14,
+            task="fan",
+            incarnation="0" * 16,
+            seq=seq,
+            base_version=0,
+            fingerprint=LAYOUT.fingerprint,
+        )
+        effects = g.handle(Received("liar", sign_offer(lie, key_of("liar"), FLEET, topic)))
+        answers += [(grant.answer, grant.code) for grant in grants(effects)]
+    assert g.coordinator.inbox.reserved <= (1 << 20) // 4
+    assert {answer for answer, _ in answers} == {"go"}  # its own oldest leave
+    assert [grant.answer for grant in grants(g.handle(offer()))] == ["go"]
+    g.now += SILENT_S
+    g.handle(Tick())
+    assert g.coordinator.inbox.reserved == 0
+
+
+def test_silence_is_looked_at_once_a_tick() -> None:
+    """Not after each event: with thousands of uploads under way that would cost more than the event."""
+    g = gateway(MemoryFiles())
+    assert grants(g.handle(offer()))[0].window == 4
+    g.now += 30
+    assert grants(g.handle(Gone(FAN))) == []
+    assert [grant.window for grant in grants(g.handle(Tick()))] == [4]
+
+
+def test_a_chunk_that_makes_room_for_more_is_answered_at_once() -> None:
+    """Without waiting for a tick."""
+    g, sent = gateway(MemoryFiles()), list[int]()
+    effects = answer(g, grants(g.handle(offer()))[0], sent)
+    assert sum(grant.window for grant in grants(effects)) > 0
 
 
 def test_an_object_that_is_not_what_it_was_called_leaves_nothing() -> None:

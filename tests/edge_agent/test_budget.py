@@ -217,6 +217,30 @@ def test_a_day_costs_the_flash_some_fifty_writes() -> None:
     assert idle.saves <= 25
 
 
+def test_power_cuts_do_not_make_a_used_day_long() -> None:
+    """Every 50 minutes, on a machine without a clock: of each life a sixth is forgotten at most, once it is used up."""
+    machine = Machine(limited(), local_s=None)
+    machine.spend(1_000_000)
+    while not machine.budget.may_begin():
+        for _ in range(50):
+            machine.wait(60)
+        machine.start()
+    assert DAY_S <= machine.now <= 1.3 * DAY_S
+
+
+def test_a_used_day_that_a_clock_ends_is_written_once_an_hour() -> None:
+    """The calendar needs no help; without one it is six times an hour, and once while there are bytes left."""
+    saves = {}
+    for local_s, spent in ((NOON, 1_000_000), (None, 1_000_000), (None, 1000)):
+        machine = Machine(limited(), local_s=local_s)
+        machine.spend(spent)
+        before = machine.saves
+        for _ in range(6 * 60):
+            machine.wait(60)
+        saves[local_s, spent] = machine.saves - before
+    assert saves == {(NOON, 1_000_000): 6, (None, 1_000_000): 36, (None, 1000): 6}
+
+
 def test_no_limit_books_nothing_and_allows_everything() -> None:
     """The default: the plan's codec, no write, no bound."""
     machine = Machine(BudgetConfig())
@@ -238,6 +262,72 @@ def test_an_update_under_way_may_use_the_reserve() -> None:
     assert not machine.budget.may_send(100_000)
     machine.spend(100_000)
     assert machine.budget.room(0) == -1
+
+
+@given(st.integers(1, 1_200_000), st.integers(1, 1_200_000), st.integers(0, 60_000), st.sampled_from([None, NOON]))
+@settings(max_examples=200, deadline=None)
+def test_what_fits_a_day_comes_to_pass(update: int, version: int, idle: int, local_s: float | None) -> None:
+    """Whatever a version and an update take beside the few bytes of each day: within four days each passes twice, or
+    it is said that no day has room for it."""
+    machine = Machine(limited(), local_s=local_s)
+    if machine.budget.never(update) or version > (MB - idle) / OVERHEAD:
+        return
+    done = {"version": 0, "update": 0}
+    pending = here = False
+    for _ in range(4 * 24):
+        if machine.now % DAY_S == 0:
+            machine.spend(idle)
+        if not pending and not here and version <= (machine.budget.room(0, version) or 0):
+            machine.spend(int(version * OVERHEAD))
+            here = True
+            done["version"] += 1
+        if here and machine.budget.may_begin():
+            machine.budget.made(update, machine.now)
+            here, pending = False, True
+        if pending and machine.budget.may_send(update):
+            machine.spend(int(update * OVERHEAD))
+            pending = False
+            done["update"] += 1
+        machine.wait(3600)
+    assert min(done.values()) >= 2
+    assert max(machine.by_day.values()) <= MB * (1 + RESERVE)
+
+
+def test_a_download_leaves_room_for_an_update_unless_no_day_has_room_for_both() -> None:
+    """Then it may take all; but not before what is here has become an update."""
+    machine = Machine(limited())
+    machine.budget.made(500_000, machine.now)
+    both = int(MB / OVERHEAD) - 500_000
+    assert machine.budget.room(0, both) == machine.budget.room(0) == both
+    assert machine.budget.why(both + 1) == (
+        "0.452 MB wait for the next update: today's byte budget has no room for both"
+    )
+    assert machine.budget.room(0, both + 1) == int(MB / OVERHEAD)
+    assert machine.budget.room(100_000, both + 1) == int(MB / OVERHEAD) - 100_000
+
+
+def test_an_update_that_no_day_has_room_for_is_known_by_its_size() -> None:
+    """With its framing, within the limit alone: the reserve is for the rest of such a day."""
+    budget = Machine(limited(metered_daily_mb=0.5), metered=True).budget
+    assert not budget.never(476_000)
+    assert budget.never(476_200) == (
+        "more than a day's budget of a metered link: 476200 of 500000 bytes, with 5 % for framing; "
+        "raise metered_daily_mb or take another codec"
+    )
+    assert not budget.never(476_200, on_any_link=True)
+    assert "raise daily_mb" in budget.never(952_400, on_any_link=True)
+    assert not Machine(BudgetConfig()).budget.never(10**9)
+
+
+def test_an_update_near_the_limit_does_not_keep_the_next_from_beginning() -> None:
+    """A day that has just begun always has room for a training, though a reconnect has cost a little of it."""
+    machine = Machine(limited())
+    machine.budget.made(950_000, machine.now)
+    machine.spend(90_000)
+    assert machine.budget.may_begin()
+    assert machine.budget.may_send(950_000)
+    machine.spend(20_000)
+    assert not machine.budget.may_begin()
 
 
 # --- how large an update may be ----------------------------------------------------------------------------------

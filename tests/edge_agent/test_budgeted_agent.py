@@ -1,6 +1,10 @@
 """A device with a byte budget: what it begins, what it still sends, how coarse it is, and what it says of it."""
 
+import hashlib
 import logging
+import os
+import select
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -30,10 +34,12 @@ from tests.edge_agent.rig import (
     the,
     topic,
     updates,
+    vector_of,
 )
 
 NOON = 20_000 * DAY_S + DAY_S / 2
 VERSION = len(blob_of(1))  # 29 kB; an update takes 2 kB
+TOO_LITTLE = 0.0308  # MB: room for a version, and none for a plain update
 BROADCAST = topic(Kind.BROADCAST, version="+")
 
 
@@ -142,6 +148,24 @@ def test_chunks_of_an_update_are_not_granted_beyond_the_reserve() -> None:
     assert sent(Kind.CHUNK_UP, rig.hear(Kind.GRANT, grant))
 
 
+def test_a_grant_is_answered_with_what_there_is_room_for() -> None:
+    """Two chunks of 512 bytes with their framing, where the gateway asks for four; no offer without room for one."""
+    rig = Metered(1.0)
+    rig.connect(max_packet=1024)
+    rig.train(rig.ready_to_train(1))
+    offer = sent(Kind.OFFER, rig.asked)[-1].message
+    assert isinstance(offer, Offer)
+    rig.spend(1_097_500)
+    grant = Grant(sha256=offer.sha256, answer="go", window=4, missing=b"\x0f")
+    assert len(sent(Kind.CHUNK_UP, rig.hear(Kind.GRANT, grant))) == 2
+    rig.spend(2_100)
+    assert not sent(Kind.CHUNK_UP, rig.hear(Kind.GRANT, grant))
+    assert not sent(Kind.OFFER, rig.wait(3600))
+    rig.measure(NOON + DAY_S)
+    assert sent(Kind.OFFER, rig.wait(400))
+    assert len(sent(Kind.CHUNK_UP, rig.hear(Kind.GRANT, grant))) == 4
+
+
 def test_a_version_without_room_is_not_fetched() -> None:
     """29 kB, and 20 kB are left: neither asked for nor listened to."""
     rig = Metered(1.0)
@@ -174,6 +198,140 @@ def test_a_bundle_that_no_day_has_room_for_is_told() -> None:
     assert states(effects)[-1].why == (
         f"{len(BUNDLE_BYTES) / 1e6:.3g} MB are more than a day's byte budget of 0.02 MB has room for"
     )
+
+
+# --- what no day has room for -----------------------------------------------------------------------------------
+
+
+def on_the_disk(rig: Rig, *versions: int) -> None:
+    """The bundle and these versions are there already."""
+    rig.objects[BUNDLE.sha256] = BUNDLE_BYTES
+    for version in versions:
+        blob = blob_of(version)
+        rig.objects[hashlib.sha256(blob).hexdigest()] = blob
+
+
+def test_an_update_that_no_day_has_room_for_is_not_made() -> None:
+    """The training has failed, with the figures and what to do; a plan whose codec fits is trained by at once."""
+    rig = Metered(TOO_LITTLE)
+    rig.connect()
+    rig.desire(TASK)
+    on_the_disk(rig, 1)
+    rig.plan(codec={"name": "none"})
+    effects = rig.train(the(e.Train, rig.announce(1)))
+    assert not all_of(e.SaveUpdate, effects)
+    state = states(effects)[-1]
+    assert state.state == "sleeping"
+    assert "more than a day's byte budget: " in state.why
+    assert "of 30800 bytes, with 5 % for framing; raise daily_mb or take another codec" in state.why
+    assert [c.code for c in complaints(effects)] == ["E_QUOTA"]
+    order = the(e.Train, rig.plan(revision=2, codec={"name": "uq", "step": "8"}))
+    assert updates(rig.train(order))
+
+
+def test_what_is_refused_for_its_size_leaves_no_trace() -> None:
+    """Neither residual nor number: the same version is trained from again."""
+    rig = Metered(TOO_LITTLE)
+    rig.connect()
+    rig.desire(TASK)
+    on_the_disk(rig, 1)
+    rig.plan(codec={"name": "none"})
+    rig.train(the(e.Train, rig.announce(1)))
+    again = the(e.Train, rig.wait(61))
+    np.testing.assert_array_equal(again.base, vector_of(1))
+    assert (rig.restored.seq, rig.restored.trained, rig.restored.residuals) == (0, {}, {})
+
+
+def test_a_stored_update_that_no_day_has_room_for_is_given_up() -> None:
+    """The operator lowered the budget: it is settled as refused, once, on the disk; the next version is trained."""
+    rig = Metered(1.0)
+    rig.connect(max_packet=1024)
+    rig.train(rig.ready_to_train(1, codec={"name": "none"}))
+    (pending,) = rig.restored.pending
+    rig.budget = BudgetConfig(daily_mb=0.02)
+    rig.restart()
+    effects = rig.measure()
+    result = the(e.Settle, effects).result
+    assert (result.verdict, result.code, result.seq) == ("rejected", "E_QUOTA", pending.seq)
+    assert "update 1 is not sent: more than a day's byte budget" in complaints(effects)[0].message
+    assert not rig.restored.pending
+    np.testing.assert_array_equal(rig.restored.residuals[TASK].vector, pending.if_refused)
+    rig.connect()
+    rig.desire(TASK)
+    on_the_disk(rig, 2)
+    rig.measure(NOON + DAY_S)  # what was booked ahead for a larger budget has used today's
+    effects = rig.plan(codec={"name": "uq", "step": "8"}, revision=2) + rig.announce(2)
+    assert updates(rig.train(the(e.Train, effects)))
+
+
+def test_a_gateways_verdict_after_it_was_given_up_changes_nothing() -> None:
+    """A verdict that was on its way all the time, or a forged counter: the ledger has one line."""
+    rig = Metered(1.0)
+    (update,) = updates(rig.train(rig.ready_to_train(1, codec={"name": "none"})))
+    rig.budget = BudgetConfig(daily_mb=0.02)
+    rig.restart()
+    rig.connect()
+    rig.desire(TASK)
+    assert not all_of(e.Settle, rig.verdict(update, "accepted"))
+
+
+def test_an_update_larger_than_a_metered_day_waits_for_a_free_link_and_says_so() -> None:
+    """It is not given up, for the link may be free tomorrow; on the metered link itself none such is made."""
+    rig = Metered(metered_daily_mb=TOO_LITTLE, metered=False)
+    rig.connect()
+    order = rig.ready_to_train(1, codec={"name": "none"})
+    rig.measure(metered=True)
+    effects = rig.train(order)
+    assert not all_of(e.SaveUpdate, effects)
+    assert "raise metered_daily_mb" in states(effects)[-1].why
+    rig.measure(metered=False)
+    rig.train(the(e.Train, rig.wait(61)))
+    rig.budget = BudgetConfig(metered_daily_mb=0.02)
+    rig.restart()
+    rig.measure(metered=True)
+    rig.connect()
+    rig.desire(TASK)
+    rig.wait(400)
+    assert rig.restored.pending
+    state = states(rig.asked)[-1]
+    assert (state.state, state.why) == (
+        "sleeping",
+        "0.0296 MB are more than a day's budget of a metered link of 0.02 MB has room for",
+    )
+    assert updates(rig.measure(metered=False) + rig.wait(1))
+
+
+def test_a_version_and_an_update_that_no_day_has_room_for_take_turns() -> None:
+    """29 kB each, 40 kB a day: one day it fetches, the next it sends; within budget and reserve on each."""
+    rig = Metered(0.04)
+    rig.connect()
+    rig.desire(TASK)
+    on_the_disk(rig, 0)
+    rig.plan(codec={"name": "none"})
+    spent, fetched, made = 0, [], []
+    effects = rig.announce(0)
+    for day in range(1, 9):
+        for hour in range(1, 24):
+            effects += rig.announce(24 * day + hour) if hour == 12 else []
+            for order in all_of(e.Train, effects):
+                effects = rig.train(order)
+            if sent(Kind.GET, effects):
+                fetched.append(day)
+                spent += len(blob_of(24 * day + 12))
+                rig.spend(len(blob_of(24 * day + 12)))
+                effects = rig.serve(blob_of(24 * day + 12 if hour >= 12 else 24 * day - 12))
+                for order in all_of(e.Train, effects):
+                    effects += rig.train(order)
+            for update in updates(effects):
+                made.append(day)
+                rig.spend(29_900)
+                effects = rig.verdict(update, "accepted")
+            effects = rig.wait(3600)
+            assert rig.agent._budget.spent.total <= 44_000
+        rig.now += 3600
+        effects = rig.measure(NOON + day * DAY_S)
+    assert len(fetched) >= 3
+    assert len(made) >= 3
 
 
 def test_what_is_spent_survives_a_restart() -> None:
@@ -325,7 +483,7 @@ def test_a_metered_that_is_no_answer_and_no_program_is_refused(
 
 
 def test_a_command_says_whether_the_link_is_metered(tmp_path: Path) -> None:
-    """By its exit status; asked again after half a minute, without a shell."""
+    """By its exit status, the first time at once; asked again after half a minute, without a shell."""
     now = 0.0
     flag = tmp_path / "metered; true"
     link = MeteredLink(f"test -e '{flag}'", clock=lambda: now)
@@ -333,6 +491,8 @@ def test_a_command_says_whether_the_link_is_metered(tmp_path: Path) -> None:
     flag.touch()
     assert not link()
     now = 31.0
+    link()
+    link.wait()
     assert link()
     assert MeteredLink("yes")()
     assert not MeteredLink("no")()
@@ -349,4 +509,44 @@ def test_a_command_that_does_not_answer_leaves_the_link_metered(
         assert link()
         now = 31.0
         assert link()
+        link.wait()
+        assert link()
     assert len(caplog.records) == 1
+
+
+def test_nobody_waits_for_a_command_that_was_answered_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The device works on meanwhile, by the last answer; no second question while the first is open."""
+    monkeypatch.setattr("edge_agent.metered.ANSWER_S", 1.0)
+    times, slow = [0.0], tmp_path / "slow"
+    script = tmp_path / "metered.sh"
+    script.write_text(f'#!/bin/sh\n[ -e "{slow}" ] || exit 1\necho >> "{slow}"\nexec sleep 30\n')
+    script.chmod(0o755)
+    link = MeteredLink(str(script), clock=lambda: times[-1])
+    assert not link()
+    slow.touch()
+    asked_at = time.monotonic()
+    for _ in range(3):
+        times.append(times[-1] + 31)
+        assert not link()
+    assert time.monotonic() - asked_at < 0.9
+    link.wait()
+    assert slow.read_text() == "\n"
+    assert link()
+    link.wait()
+
+
+def test_a_command_that_is_killed_leaves_no_child_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A script's own programs go with it: what they hold open is closed."""
+    monkeypatch.setattr("edge_agent.metered.ANSWER_S", 1.0)
+    script, pipe = tmp_path / "metered.sh", tmp_path / "pipe"
+    os.mkfifo(pipe)
+    script.write_text(f'#!/bin/sh\n{{ echo; sleep 60; echo; }} > "{pipe}"\n')
+    script.chmod(0o755)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        assert MeteredLink(str(script))()
+        assert os.read(reader, 1) == b"\n"
+        assert select.select([reader], [], [], 5)[0]
+        assert os.read(reader, 1) == b""  # nobody can write to it any more
+    finally:
+        os.close(reader)

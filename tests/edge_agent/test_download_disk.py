@@ -1,16 +1,18 @@
 """A download on the device's disk: a restart goes on, a full disk waits, and a finished one is written once."""
 
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from anabranch.simulator.files import MemoryFiles
-from edge_agent.download import DISK_S, Download, Target
+from edge_agent.download import DISK_S, Download, Held, Target
 from edge_agent.objects import Objects
 from fl_protocol.errors import Code, ProtocolError
-from fl_protocol.messages import Get
+from fl_protocol.messages import Delta, Get, Want
+from fl_protocol.parts import FileParts
 from fl_protocol.transfer import Outgoing, decode_bitmap
 from fl_protocol.transport import Limits
 
@@ -91,6 +93,41 @@ def test_a_disk_that_is_full_at_the_start_is_complained_of() -> None:
     assert download.take_complaints() == []
     files.capacity = None
     assert len(missing(ask(download, DISK_S))) == OBJECT.count
+
+
+def wanting(files: MemoryFiles) -> tuple[Download, Delta]:
+    """A device that has asked for a delta; the answer says that it comes in chunks."""
+    target = Target("version", "a" * 64, 400_000, version=5, asks=True, task="fan")
+    download = Download(target, 0.0, None, FileParts(FOLDER, files, now_s=lambda: 2e9))
+    download.not_on_disk(Held(3, "b" * 64))
+    assert isinstance(download.next(0.0, LINK), Want)
+    names = {"task": "fan", "sha256": "a" * 64, "base": "b" * 64, "object": OBJECT.sha256, "size": OBJECT.size}
+    return download, Delta(**names, chunk_size=CHUNK)  # type: ignore[arg-type]
+
+
+def test_a_delta_that_the_disk_has_no_room_for_is_waited_for() -> None:
+    """As any object: E_DISK is said, and nothing is wanted again before there may be room."""
+    files = MemoryFiles()
+    download, answer = wanting(files)
+    files.capacity = 0
+    with pytest.raises(ProtocolError) as caught:
+        download.answered(answer, 1.0)
+    assert caught.value.code is Code.DISK
+    said = [download.next(1.0 + second, LINK) for second in range(int(DISK_S))]
+    assert said == [None] * int(DISK_S)
+    files.capacity = None
+    assert isinstance(download.next(1.0 + DISK_S, LINK), Want)
+    assert download.answered(answer, 2.0 + DISK_S) is None
+    assert ask(download, 2.0 + DISK_S).sha256 == OBJECT.sha256
+
+
+def test_an_answer_in_sizes_that_nobody_can_fetch_leaves_the_way() -> None:
+    """More chunks than any object has: E_SIZE, and the version is fetched whole."""
+    download, answer = wanting(MemoryFiles())
+    with pytest.raises(ProtocolError) as caught:
+        download.answered(replace(answer, chunk_size=1), 1.0)
+    assert caught.value.code is Code.SIZE
+    assert ask(download, 1.0).sha256 == "a" * 64
 
 
 def test_a_connection_with_other_packets_keeps_what_came() -> None:

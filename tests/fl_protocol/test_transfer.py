@@ -5,6 +5,7 @@ import random
 import tracemalloc
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
@@ -18,6 +19,7 @@ from fl_protocol.errors import Code, ConfigError, ProtocolError
 from fl_protocol.topics import Kind, build
 from fl_protocol.transfer import (
     MAX_WINDOW,
+    SILENT_S,
     Fetch,
     Inbox,
     Incoming,
@@ -359,13 +361,66 @@ def test_the_inbox_keeps_to_its_budget_and_says_which_way_it_is_full() -> None:
 
 def test_an_owners_newest_objects_count_and_a_refused_one_costs_it_nothing() -> None:
     """A device that starts over does not wait for its own leftovers, nor does it take others' room."""
-    inbox = Inbox(1000, ttl_s=60, per_owner=2)
+    inbox = Inbox(1000, ttl_s=60, per_owner=2, owner_bytes=1000)
     inbox.open(name(9), 500, 100, "bob", 0)
     for i in (1, 2, 3):
         inbox.open(name(i), 200, 100, "ann", 0)
     assert [inbox.get("ann", name(i)) is not None for i in (1, 2, 3)] == [False, True, True]
     assert refusal(lambda: inbox.open(name(4), 600, 100, "ann", 0)) is Code.QUOTA
     assert [inbox.get("ann", name(i)) is not None for i in (2, 3, 4)] == [True, True, False]
+
+
+def test_an_owner_has_a_quarter_of_the_budget_or_one_object() -> None:
+    """More is E_QUOTA, which costs the others nothing, and everybody else still has room."""
+    inbox = Inbox(1000, ttl_s=3600)
+    inbox.open(name(1), 150, 100, "ann", 0)
+    assert refusal(lambda: inbox.open(name(2), 101, 100, "ann", 0)) is Code.QUOTA
+    assert inbox.get("ann", name(1)) is not None
+    inbox.open(name(2), 100, 100, "ann", 0)
+    inbox.open(name(3), 700, 100, "bob", 0)  # alone, it may be larger than a quarter
+    assert refusal(lambda: inbox.open(name(4), 1, 100, "bob", 0)) is Code.QUOTA
+    assert inbox.reserved == 950
+
+
+def test_what_an_owner_left_behind_makes_room_for_its_next() -> None:
+    """Once it is silent: until then two large uploads take turns, and neither throws the other's chunks away."""
+    inbox = Inbox(10_000, ttl_s=3600, owner_bytes=1500)
+    out = Outgoing(DATA, 100)
+    inbox.open(SHA, len(DATA), 100, "ann", 0).add(out.chunk(0), 100)
+    assert refusal(lambda: inbox.open(name(1), 600, 100, "ann", 99 + SILENT_S)) is Code.QUOTA
+    inbox.open(SHA, len(DATA), 100, "ann", 99 + SILENT_S)  # an offer is no chunk
+    inbox.open(name(1), 600, 100, "ann", 100 + SILENT_S)
+    assert inbox.get("ann", SHA) is None
+
+
+def test_an_offer_without_a_chunk_is_forgotten_however_often_it_comes() -> None:
+    """With one chunk it stays for the whole of `ttl_s`."""
+    inbox = Inbox(10_000, ttl_s=3600)
+    inbox.open(SHA, len(DATA), 100, "ann", 0).add(Outgoing(DATA, 100).chunk(0), 1)
+    for now in range(0, int(SILENT_S), 15):
+        inbox.open(SHA, len(DATA), 100, "bob", now).offered(now)
+        assert inbox.expire(now) == []
+    assert inbox.expire(SILENT_S) == [("bob", SHA)]
+    assert inbox.expire(3600) == []
+    assert inbox.expire(3601) == [("ann", SHA)]
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 9), st.integers(1, 700), st.integers(0, 400))))
+def test_no_owner_ever_holds_more_than_its_share_or_one_object(offers: list[tuple[str, int, int, int]]) -> None:
+    """Whatever is offered, whenever: a quarter of the budget, or a single object; and the budget over all."""
+    inbox, now, held = Inbox(1000, ttl_s=3600, per_owner=3), 0.0, dict[tuple[str, str], int]()
+    for owner, number, size, later in offers:
+        now += later
+        with suppress(ProtocolError):
+            inbox.open(name(number), size, 100, owner, now)
+            held[owner, name(number)] = size
+        held = {key: size for key, size in held.items() if inbox.get(*key)}
+        for each in "abc":
+            own = [size for key, size in held.items() if key[0] == each]
+            assert len(own) <= 3
+            assert len(own) <= 1 or sum(own) <= 250
+        assert sum(held.values()) == inbox.reserved <= 1000
 
 
 def test_other_sizes_for_a_known_object_begin_again() -> None:
