@@ -41,6 +41,7 @@ DEFAULT_STEP, MIN_STEP, MAX_STEP = 1.0, 0.5, 8.0
 MAX_FITTED_STEP = 128.0  # where bytes are bounded
 DEFAULT_FINE, MAX_FINE = 4.0, 16.0
 MIN_BITS, MAX_BITS = 0.01, 32.0
+BELOW = 0.96  # of the wanted scale, so that the nearest one has its own edge within the wanted dead zone
 
 
 class DeadZone:
@@ -90,8 +91,12 @@ class DeadZone:
             return self._encode(values, np.minimum(self._step * units, peaks), np.zeros(len(peaks)))
 
         def encode(step: float) -> bytes:
+            scales = np.minimum(step * units, peaks)
+            if step <= self._step:
+                return self._encode(values, scales, np.zeros(len(peaks)))
+            # Scales have a byte, and are some percent apart: the dead zone's edge, which no reader needs, has no steps.
             beyond = np.minimum(1, peaks / np.maximum(step * units, TINY))  # below 1: the step is above max|a|
-            return self._encode(values, np.minimum(step * units, peaks), (beyond < 1) * (1 - 0.33 * beyond) * peaks)
+            return self._encode(values, BELOW * scales, (1 - 0.33 * beyond) * scales)
 
         return fit(encode, self._forecast(values, units), self._max_bytes, self._step, MAX_FITTED_STEP)
 

@@ -15,7 +15,7 @@ from anabranch.simulator.twin import Twin
 from edge_agent.budget import MB, RESERVE
 
 HOURS = 6.0
-DAILY_MB = 0.3  # the bundle takes 0.14 of it
+DAILY_MB = 0.2  # the bundle takes 0.06 of it
 
 
 def run(daily_mb: float) -> Twin:
