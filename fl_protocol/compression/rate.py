@@ -3,8 +3,8 @@
 The usual way follows the last update's size, step <- clamp(step (bytes / target)^0.3): a state that a crash forgets,
 that one unusual delta misleads, and that takes some updates to arrive. Ours needs none. One histogram of |a| / step(1)
 says how many symbols of each magnitude any step would give; Rice's code of gaps with a geometric law says what they
-take; one to three encodings, ten at a flat top, then settle what the forecast does not know. The payload says its own scales,
-so the reader needs none of this.
+take; one to three encodings, ten at a flat top, settle what the forecast does not know. The payload says its own
+scales, so that the reader needs none of this.
 
 Measured: deltas of real models fill 95 to 99 % of 0.1 to 1 bits a parameter; a million parameters take 16 to 26 ms,
 instead of 5 at the same step, and up to 50 where error feedback has left a flat top. Where more elements are exactly
