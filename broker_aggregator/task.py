@@ -133,7 +133,8 @@ class Task:
         """A verdict with the bytes that the update came in, and those that float32 would have taken."""
         if not num_bytes:
             return result  # its offer was answered, and nothing came
-        return replace(result, bytes_up=num_bytes, bytes_up_float32=self.layout.size * FLOAT32)
+        plain = self.layout.size * FLOAT32
+        return replace(result, bytes_up=num_bytes, bytes_up_float32=plain, ratio_up=f"{plain / num_bytes:.1f}")
 
     def accept(self, buffered: Buffered, now: float) -> None:
         """Put an admitted update into the buffer."""

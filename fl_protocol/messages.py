@@ -346,6 +346,7 @@ class Result(Signed):
     repeat: bool = False
     bytes_up: Count | None = None
     bytes_up_float32: Count | None = None
+    ratio_up: Decimal | None = None  # how many times fewer
 
     @property
     def final(self) -> bool:

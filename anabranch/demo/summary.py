@@ -193,7 +193,7 @@ def _facts(o: Outcome) -> list[str]:
         "bytes up": f"{megabytes(size['updates'])} of updates, {size['updates_float32'] / max(1, size['updates']):.1f} "
         f"times less than as float32 ({megabytes(size['updates_float32'])}); {megabytes(size['up'])} at the sockets",
         "bytes down": f"{megabytes(size['down'])} at the sockets; every version to every device is "
-        f"{megabytes(size['down_float32'])} as float32, which is how they travel",
+        f"{megabytes(size['down_float32'])} as float32",
         "an agent": "not measured here"
         if agent["peak_mb"] is None
         else f"{agent['peak_mb']:.0f} MB at its peak (VmHWM), {agent['cpu_s_median']:.1f} s of processor, "

@@ -121,6 +121,7 @@ SIGNED: dict[str, tuple[str, m.Signed]] = {
             verdict="accepted",
             bytes_up=2344,
             bytes_up_float32=28_988,
+            ratio_up="12.4",
             counter=13,
         ),
     ),
