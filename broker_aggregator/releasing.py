@@ -12,7 +12,7 @@ from broker_aggregator.events import Release
 from fl_protocol.compression import decode_statistics, make_compressor
 from fl_protocol.deltas import downlink_step, encode_delta, reconstruct
 from fl_protocol.messages import Plan, Update
-from fl_protocol.tensors import ModelLayout, Vector
+from fl_protocol.tensors import ModelLayout, Vector, vector_bytes
 
 
 @dataclass(frozen=True)
@@ -33,11 +33,6 @@ class Buffered:
 def digest(vector: Vector) -> str:
     """A version's SHA-256: of its float32 values, little-endian."""
     return hashlib.sha256(vector_bytes(vector)).hexdigest()
-
-
-def vector_bytes(vector: Vector) -> bytes:
-    """A version as an object that devices fetch."""
-    return vector.astype("<f4", copy=False).tobytes()
 
 
 def first_release(plan: Plan, layout: ModelLayout, version: int, initial: Vector) -> Release:

@@ -20,7 +20,7 @@ from fl_protocol.compression.pipeline import Compressor, make_compressor
 from fl_protocol.deltas import apply_delta, decode_keyframe
 from fl_protocol.errors import Code, ProtocolError
 from fl_protocol.messages import Chunk, Delta, Manifest, Plan, Want
-from fl_protocol.tensors import ModelLayout, Vector
+from fl_protocol.tensors import ModelLayout, Vector, vector_bytes
 from fl_protocol.topics import Kind
 from fl_protocol.transfer import Parts
 from fl_protocol.transport import Limits
@@ -283,7 +283,7 @@ class Intake:
             bundle = self._read_bundle(data, target.sha256)
             if self.bundle is None or bundle.layout != self.bundle.layout:
                 self.model = self._kept = None
-            self.bundle, self._initial = bundle, hashlib.sha256(_version_bytes(bundle.initial)).hexdigest()
+            self.bundle, self._initial = bundle, hashlib.sha256(vector_bytes(bundle.initial)).hexdigest()
             self._review()
         else:
             if arrived.form != "whole" and self.bundle:
@@ -302,10 +302,10 @@ class Intake:
     def _reconstructed(self, layout: ModelLayout, arrived: Arrived) -> bytes:
         base = self._base
         if arrived.form == "keyframe":
-            return _version_bytes(decode_keyframe(layout, arrived.data))
+            return vector_bytes(decode_keyframe(layout, arrived.data))
         if base is None or base.vector.size != layout.size:
             raise ProtocolError(Code.SHA, "a delta from a version that is not here")
-        return _version_bytes(apply_delta(layout, base.vector, arrived.data))
+        return vector_bytes(apply_delta(layout, base.vector, arrived.data))
 
     def _review(self) -> None:
         """See what fits together, after something has changed."""
@@ -339,10 +339,6 @@ def _check_manifest(manifest: Manifest | None, plan: Plan, bundle: Bundle) -> Ma
     if manifest.size != 4 * bundle.layout.size:
         raise ProtocolError(Code.SIZE, f"version {manifest.version} has {manifest.size} bytes")
     return manifest
-
-
-def _version_bytes(vector: Vector) -> bytes:
-    return vector.astype("<f4", copy=False).tobytes()
 
 
 def _keep(data: bytes) -> Model | None:

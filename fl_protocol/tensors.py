@@ -133,6 +133,11 @@ class ModelLayout:
         return slices
 
 
+def vector_bytes(vector: Vector) -> bytes:
+    """A version as the object that its SHA-256 names: its float32 values, little-endian."""
+    return vector.astype("<f4", copy=False).tobytes()
+
+
 def split_entries(entries: Sequence[TensorEntry], vector: Vector) -> dict[str, Vector]:
     """Views into `vector`, which holds these entries one after the other, by name and in each one's shape."""
     total = sum(e.size for e in entries)

@@ -13,11 +13,11 @@ from anabranch.simulator.journal import Journal, Table
 from anabranch.simulator.power import CrashPoint, never
 from broker_aggregator import events as e
 from broker_aggregator.fleet import Device
-from broker_aggregator.releasing import Buffered, vector_bytes
+from broker_aggregator.releasing import Buffered
 from broker_aggregator.restoring import KeptTask, Loaded, not_kept, restored_fleet, restored_task
 from broker_aggregator.task import KEPT_NORMS
 from fl_protocol.messages import DeviceState, Plan, Result, Update
-from fl_protocol.tensors import ModelLayout
+from fl_protocol.tensors import ModelLayout, vector_bytes
 
 Name = tuple[str, str, int]  # device, incarnation, seq
 
