@@ -114,7 +114,7 @@ class FleetView:
                     self.tasks.pop(at.task, None)
             case TaskStatus():
                 self.tasks[at.task] = message
-            case ReleaseMetrics():
+            case ReleaseMetrics() if not message.withheld:
                 self.releases.setdefault(at.task, []).append(message)
             case GatewayState():
                 self.gateway = message

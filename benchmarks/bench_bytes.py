@@ -29,6 +29,7 @@ import bytes_training as training
 import numpy as np
 from bytes_models import SPECS, bundle_of
 from figures import parse_arguments, print_result, setting
+from pages import as_text, write_page
 
 import anabranch
 from fl_protocol.bundle import Bundle
@@ -178,32 +179,6 @@ def train(options: argparse.Namespace, arms: Mapping[str, Sequence[training.Arm]
     return [rows, *equal], every
 
 
-def markdown(tables: Mapping[str, Sequence[Table]], said: Mapping[str, Any]) -> dict[str, str]:
-    """Each part's tables as a page has them, under its command."""
-    versions = ", ".join(f"{name} {version}" for name, version in said["versions"].items())
-    texts = {}
-    for part, of in tables.items():
-        lines = [f"`{said['command']}`; {said['machine']}; python {said['python']}, {versions}"]
-        for table in of:
-            head, *rows = table
-            marks: list[object] = ["---" if i < 1 else "---:" for i in range(len(head))]
-            lines.append("\n".join(f"| {' | '.join(str(cell) for cell in row)} |" for row in (head, marks, *rows)))
-        texts[part] = "\n\n".join(lines)
-    return texts
-
-
-def write_page(page: Path, texts: Mapping[str, str]) -> None:
-    """Each part between its marks, `<!-- bench-bytes PART -->`. Raises `SystemExit` for a page without them."""
-    text = page.read_text("utf-8")
-    for part, table in texts.items():
-        before, begin, rest = text.partition(f"<!-- bench-bytes {part} -->\n")
-        _, end, after = rest.partition(f"<!-- /bench-bytes {part} -->")
-        if not begin or not end:
-            raise SystemExit(f"{page} has no marks of bench-bytes {part}")
-        text = f"{before}{begin}{table}\n{end}{after}"
-    page.write_text(text, "utf-8")
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--part", action="append", choices=PARTS, help="again for more; all of them unless told")
@@ -246,7 +221,8 @@ def main() -> int:
     result |= {"tables": tables}
     print_result(result, [table for of in tables.values() for table in of], options.json)
     if options.write:
-        write_page(PAGE, markdown(tables, result["setting"]))
+        texts = {f"bench-bytes {part}": as_text(of, result["setting"]) for part, of in tables.items()}
+        write_page(PAGE, texts)
     return 0 if result.get("met", True) else 1
 
 

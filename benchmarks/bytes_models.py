@@ -100,6 +100,7 @@ def _fashion(name: str, hidden: int) -> ModelSpec:
 SPECS: dict[str, ModelSpec] = {
     "har_mlp_38k": _har("har_mlp_38k", 144, 64),
     "har_mlp_200k": _har("har_mlp_200k", 512, 192),
+    "fashion_mlp_50k": _fashion("fashion_mlp_50k", 64),
     "fashion_mlp_200k": _fashion("fashion_mlp_200k", 256),
     "fashion_mlp_1m": _fashion("fashion_mlp_1m", 1258),
 }

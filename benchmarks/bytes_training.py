@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
 from statistics import fmean
+from typing import Protocol
 
 from anabranch.simulator.compare import Estimate, estimate
 from anabranch.simulator.results import RUN, Run, read_run
@@ -125,6 +126,14 @@ class Trial:
         return [read_run(self.folder(seed)) for seed in self.seeds]
 
 
+class HasRuns(Protocol):
+    """Something whose runs may be missing."""
+
+    @property
+    def missing(self) -> list[Job]:
+        """Runs that are not there yet."""
+
+
 def prepare(
     model: str, arms: Sequence[Arm], seeds: Sequence[int], bundle: Path, folder: Path, updates: int | None = None
 ) -> list[Trial]:
@@ -143,7 +152,7 @@ def prepare(
     return trials
 
 
-def run_missing(trials: Sequence[Trial], processes: int, progress: Callable[[str], None]) -> None:
+def run_missing(trials: Sequence[HasRuns], processes: int, progress: Callable[[str], None]) -> None:
     """Run what is not there yet: a seed of all arms after the other, so that what there is can be compared."""
     jobs = sorted((job for trial in trials for job in trial.missing), key=lambda job: job.seed)
     if jobs:

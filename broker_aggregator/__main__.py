@@ -22,6 +22,7 @@ from rich.table import Column, Table
 from broker_aggregator.asking import ANSWER_S, ask_gateway
 from broker_aggregator.config import GatewayConfig, load_config, load_task
 from broker_aggregator.objects import Objects, add_bundle
+from broker_aggregator.quarantined import export_deltas, quarantined
 from broker_aggregator.reading import devices as read_devices
 from broker_aggregator.reading import replay as replay_releases
 from broker_aggregator.reading import status as read_status
@@ -190,6 +191,35 @@ def replay(task: str, config: ConfigOption, as_json: JsonOption = False) -> None
 
 
 @app.command()
+def quarantine(
+    config: ConfigOption,
+    task: Annotated[str | None, typer.Argument(help="One task's; without it all tasks'.")] = None,
+    export: Annotated[Path | None, typer.Option(help="Write TASK's deltas, decoded, to this .npz.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show the accepted updates that no version counts: whose, when, trained from what, how large, and why."""
+    store = StoreReader(_load(config).store_path)
+    rows = quarantined(store, task)
+    if export is not None:
+        if task is None:
+            raise ConfigError("--export without a TASK", "models differ: name the task whose deltas you want")
+        written = export_deltas(store, task, export)
+        if not as_json:
+            typer.echo(f"{written} of {len(rows)} deltas in {export}; the others' bytes are no longer kept")
+            return
+    if as_json:
+        _print_json(rows)
+        return
+    table = _table("task", "device", "seq", "when", "base", "version", "norm", "why")
+    for row in rows:
+        when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(row["ts"] / 1000))
+        version = "-" if row["version"] is None else str(row["version"])
+        numbers = (str(row["base_version"]), version, f"{row['norm']:.4g}")
+        table.add_row(row["task"], row["device"], str(row["seq"]), when, *numbers, row["why"])
+    console.print(table if rows else "Nothing is quarantined.")
+
+
+@app.command()
 def export(
     task: str,
     config: ConfigOption,
@@ -219,10 +249,12 @@ def _ask(config: Path, name: str, arguments: dict[str, object], as_json: bool) -
     answer = ask_gateway(_load(config), name, arguments, patience.timeout)
     if answer.status == "failed":
         raise ConfigError(answer.message, answer.hint)
+    more = answer.message if answer.message != name else ""
     if as_json:
-        _print_json({"status": answer.status, "command": name, **arguments})
+        _print_json({"status": answer.status, "command": name, **arguments, **({"message": more} if more else {})})
     else:
-        typer.echo(f"done: {name.replace('-', ' ')} {arguments.get('task', arguments.get('device', ''))}")
+        what = f"{name.replace('-', ' ')} {arguments.get('task', arguments.get('device', ''))}"
+        typer.echo(f"done: {what}{': ' if more else ''}{more}")
 
 
 def _task_arguments(config: Path, file: Path) -> tuple[dict[str, object], bool]:
@@ -275,6 +307,17 @@ def task_pause(task: str, config: ConfigOption, as_json: JsonOption = False) -> 
 def task_stop(task: str, config: ConfigOption, as_json: JsonOption = False) -> None:
     """End a task; its last version stays published."""
     _ask(config, "task-stop", {"task": task}, as_json)
+
+
+@task_app.command("rollback")
+def task_rollback(
+    task: str,
+    config: ConfigOption,
+    to: Annotated[int | None, typer.Option(help="Which version; the best measured one unless told.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Publish an earlier version's parameters as a new version; what was trained from later ones is stale."""
+    _ask(config, "task-rollback", {"task": task} if to is None else {"task": task, "to": to}, as_json)
 
 
 @task_app.command("delete")

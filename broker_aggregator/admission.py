@@ -18,6 +18,8 @@ from fl_protocol.messages import Offer, Plan, Update, Verdict
 from fl_protocol.tensors import ModelLayout
 
 VALUE_BYTES, HEADER_BYTES = 8, 64 << 10  # an update takes half of this at most; float32 is the largest codec
+MAX_WAITING = 2  # accepted updates of one device, see `waits_its_turn`
+MAX_RETRY_S = 300
 MIN_NORMS = 10  # before so many accepted updates the model's own norm stands in for the ordinary one
 
 
@@ -31,12 +33,19 @@ class Rejected(Exception):  # noqa: N818  # an answer, not an error
 
 @dataclass(frozen=True)
 class Standing:
-    """Where an update meets the task: its plan, the current version, and the norms of what was accepted lately."""
+    """Where an update meets the task: its plan, the current version, and the norms of what was accepted lately.
+
+    And its device: the base version that it was last accepted from (-1: none), how many of its updates wait, and the
+    oldest version that its tier takes.
+    """
 
     plan: Plan
     layout: ModelLayout
     release: Release
     recent_norms: Sequence[float] = ()
+    taken: int = -1
+    waiting: int = 0
+    since: int = 0
 
 
 Header = Update | Offer  # both say task, base version and fingerprint
@@ -68,7 +77,9 @@ def base_is_plausible(update: Header, at: Standing) -> None:
 
 
 def fresh_enough(update: Header, at: Standing) -> None:
-    """Synchronous mode takes the current version only; asynchronous up to `max_staleness` versions ago.
+    """Synchronous mode takes the current version only; asynchronous, and tiers, up to `max_staleness` versions ago.
+
+    A tier is synchronous within: what its devices trained from a version before its last release is late.
 
     What was trained before the model's present life (the task was deleted and made again, or got another model) is
     of no use at any age.
@@ -76,9 +87,28 @@ def fresh_enough(update: Header, at: Standing) -> None:
     if update.base_version < at.plan.origin:
         raise Rejected("stale", Code.STALE, f"version {update.base_version} belongs to an earlier life of the task")
     staleness = at.release.version - update.base_version
-    limit = at.plan.max_staleness if at.plan.mode == "asynchronous" else 0
+    limit = at.plan.max_staleness if at.plan.mode == "asynchronous" or at.plan.tiers else 0
     if staleness > limit:
         raise Rejected("stale", Code.STALE, f"{staleness} versions old, at most {limit} is of use")
+    if update.base_version < at.since:
+        raise Rejected("stale", Code.STALE, f"its tier went on to version {at.since}, {staleness} versions old")
+
+
+def once_a_version(update: Header, at: Standing) -> None:
+    """A device trains each version at most once, and never an older one after a newer; whoever says it did, lies.
+
+    Or it was flashed anew, and forgot. A second update from one version would count its examples twice.
+    """
+    if update.base_version <= at.taken:
+        why = f"this device was counted from version {at.taken} already; each is trained once"
+        raise Rejected("stale", Code.STALE, why)
+
+
+def waits_its_turn(_: Header, at: Standing) -> None:
+    """One update for this buffer, one for the next: no device can fill the gateway's memory."""
+    if at.waiting >= MAX_WAITING:
+        why = f"{at.waiting} updates of this device wait to be counted"
+        raise Rejected("deferred", Code.QUOTA, why, min(at.plan.deadline_s, MAX_RETRY_S))
 
 
 def size_is_plausible(offer: Offer, at: Standing) -> None:
@@ -124,7 +154,14 @@ def measure(update: Update, at: Standing) -> Measure:
     return Measure(norm, limit / norm if 0 < limit < norm else 1.0)
 
 
-HEADER_CHECKS: tuple[Check, ...] = (task_runs, fingerprint_matches, base_is_plausible, fresh_enough)
+HEADER_CHECKS: tuple[Check, ...] = (
+    task_runs,
+    fingerprint_matches,
+    base_is_plausible,
+    fresh_enough,
+    once_a_version,
+    waits_its_turn,
+)
 
 
 def admit_header(header: Header, at: Standing) -> None:

@@ -1,18 +1,20 @@
 """What the gateway puts up for all to read: plans, manifests, versions, everyone's tasks, and pages for people."""
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from broker_aggregator.events import Effect, Send, SendObject
+from broker_aggregator.events import Clear, Effect, Release, Send, SendObject
 from broker_aggregator.fleet import Fleet
+from broker_aggregator.slots import Lease
 from broker_aggregator.task import Task
 from fl_protocol.deltas import downlink_step
-from fl_protocol.messages import Desired, Manifest, Message, TaskStatus
+from fl_protocol.messages import Desired, Manifest, Message, Slot, TaskStatus
 from fl_protocol.topics import Kind, Topic
 from fl_protocol.transfer import chunk_size_for
 
 STATUS_EVERY_S = 1.0
+STABLE, CANARY = "stable", "canary"  # channels of manifests
 
 
 @dataclass
@@ -22,6 +24,9 @@ class Announcer:
     fleet_name: str
     chunk_size: int = chunk_size_for("3.1.1", 65536)
     _said: dict[str, tuple[float, TaskStatus]] = field(default_factory=dict)  # task -> when, and the last status
+    _trying: dict[str, tuple[str, ...]] = field(
+        default_factory=dict
+    )  # device -> the tasks whose canary it was told to be
 
     def topic(self, kind: Kind, **ids: str) -> Topic:
         """A topic of this fleet."""
@@ -37,7 +42,18 @@ class Announcer:
 
     def manifest(self, task: Task) -> Send:
         """The task's current version, retained."""
-        release = task.release
+        return self._manifest(task.release, STABLE)
+
+    def canary(self, task: Task) -> Iterator[Send]:
+        """The version that a few devices try, retained. It is not broadcast: they ask for it."""
+        if task.canary is not None:
+            yield self._manifest(task.canary, CANARY)
+
+    def no_canary(self, task: Task) -> Clear:
+        """Nothing is to be tried."""
+        return Clear(self.topic(Kind.MANIFEST, task=task.plan.task, channel=CANARY))
+
+    def _manifest(self, release: Release, channel: str) -> Send:
         manifest = Manifest(
             task=release.task,
             plan_revision=release.plan_revision,
@@ -49,7 +65,14 @@ class Announcer:
             delta=hashlib.sha256(release.delta).hexdigest() if release.delta else None,
             delta_size=len(release.delta) if release.delta else None,
         )
-        return Send(self.topic(Kind.MANIFEST, task=release.task, channel="stable"), manifest, retain=True)
+        return Send(self.topic(Kind.MANIFEST, task=release.task, channel=channel), manifest, retain=True)
+
+    def slot(self, task: Task, lease: Lease) -> Send:
+        """An invitation; its device counts the seconds from when it hears it."""
+        lasts = round(lease.ends_at - lease.given_at)
+        name = task.plan.task
+        slot = Slot(task=name, slot=lease.slot, version=lease.version, expires_in_s=lasts, why=lease.why)
+        return self.to(lease.device, Kind.SLOT, slot)
 
     def release(self, task: Task) -> Iterator[Effect]:
         """The manifest, then once for all who listen what is new; all of it, where versions are published whole."""
@@ -62,9 +85,23 @@ class Announcer:
         elif downlink_step(task.plan.downlink or {}) is None:
             yield SendObject(topic, release.sha256, self.chunk_size)
 
-    def desired(self, device: str, tasks: Iterable[str]) -> Send:
-        """A device's tasks, retained."""
-        return Send(self.topic(Kind.DESIRED, device=device), Desired(tasks=tuple(sorted(tasks))), retain=True)
+    def desired(self, device: str, tasks: Mapping[str, Task]) -> Send:
+        """A device's tasks, and those whose canary it is; retained."""
+        trying = tuple(name for name, task in sorted(tasks.items()) if device in task.tried_by)
+        self._trying[device] = trying
+        desired = Desired(tasks=tuple(sorted(tasks)), canary=trying or None)
+        return Send(self.topic(Kind.DESIRED, device=device), desired, retain=True)
+
+    def canaries(self, tasks: Mapping[str, Task], fleet: Fleet) -> Iterator[Send]:
+        """Tell those who begin to try a version, or no longer do."""
+        now: dict[str, list[str]] = {device: [] for device, trying in self._trying.items() if trying}
+        for name, task in sorted(tasks.items()):
+            for device in task.tried_by:
+                now.setdefault(device, []).append(name)
+        for device, trying in sorted(now.items()):
+            known = fleet.devices.get(device)
+            if known and not known.revoked and tuple(trying) != self._trying.get(device, ()):
+                yield self.desired(device, tasks)
 
     def status(self, task: Task, fleet: Fleet, now: float) -> Iterator[Effect]:
         """The page that people watch, retained: when it has changed, once a second, at once with the task's state."""

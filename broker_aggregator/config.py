@@ -88,7 +88,7 @@ NUMBERS_AS_TEXT = frozenset(
 def decimals(plan: Mapping[str, Any]) -> dict[str, Any]:
     """TOML's numbers as the wire's decimals, where a plan wants those: signed messages hold no floats."""
     fields = {k: _text(v) if k in NUMBERS_AS_TEXT else v for k, v in plan.items()}
-    for table in ("hyper", "codec", "downlink"):
+    for table in ("hyper", "codec", "downlink", "rule", "optimizer", "participation", "guard"):
         if isinstance(fields.get(table), Mapping):
             fields[table] = {k: _text(v) for k, v in fields[table].items()}
     if isinstance(fields.get("stop"), Mapping) and "metric" in fields["stop"]:

@@ -20,6 +20,7 @@ from broker_aggregator.events import (
     Gone,
     Note,
     Online,
+    Promote,
     Received,
     RecordUpdate,
     RecordVerdict,
@@ -29,11 +30,13 @@ from broker_aggregator.events import (
     SendDelta,
     SendObject,
     Tick,
+    Withhold,
 )
 from broker_aggregator.fleet import Device, Fleet
 from broker_aggregator.operations import answer
 from broker_aggregator.releasing import Buffered
 from broker_aggregator.task import Task
+from broker_aggregator.trials import choose
 from fl_protocol.codec import decode_as
 from fl_protocol.errors import Code, ProtocolError
 from fl_protocol.messages import (
@@ -46,6 +49,7 @@ from fl_protocol.messages import (
     Grant,
     Offer,
     Result,
+    SlotAnswer,
     Sync,
     Update,
     Verdict,
@@ -70,6 +74,7 @@ class Coordinator:
     fleet: Fleet = field(default_factory=Fleet)
     tasks: dict[str, Task] = field(default_factory=dict)
     operator_counter: int = 0
+    operator_done: int = 0  # the counter of the last command that was successful
     last_answer: Send | None = None  # to the operator
     last_versions: dict[str, int] = field(default_factory=dict)  # of deleted tasks
     min_free_bytes: int = MIN_FREE_BYTES
@@ -91,6 +96,7 @@ class Coordinator:
                 yield Note("info", f"{event.device} left for good")
             case Asked():
                 yield from answer(self, event, now)
+                self.fleet.changed()
             case Evaluated() if event.task in self.tasks:
                 task = self.tasks[event.task]
                 yield from self.publishing(task, task.evaluated(event.version, event.loss, event.value, now))
@@ -104,9 +110,13 @@ class Coordinator:
         """After every event: releases that are due, and pages for people."""
         for task in self.tasks.values():
             yield from self.publishing(task, task.advance(now))
+            for lease in task.invite(self.fleet, now):
+                yield self.say.slot(task, lease)
             for line in task.lines():
                 yield Send(self.say.topic(Kind.METRICS, task=line.task), line)
             yield from self.say.status(task, self.fleet, now)
+            choose(task, self.fleet.present)
+        yield from self.say.canaries(self.tasks, self.fleet)
 
     def _grants(self, now: float) -> Iterator[Effect]:
         """Ask again where it was silent: once a tick, since to look at all takes time; chunks are answered at once."""
@@ -117,10 +127,18 @@ class Coordinator:
         """Pass effects on, each with what must be published because of it."""
         for effect in effects:
             yield effect
-            if isinstance(effect, CommitRelease):
-                yield from self.say.release(task)
-            elif isinstance(effect, SaveTask):
-                yield self.say.plan(task)
+            match effect:
+                case CommitRelease(state="released"):
+                    yield from self.say.release(task)
+                case CommitRelease(state="canary"):
+                    yield from self.say.canary(task)
+                case Promote():
+                    yield from self.say.release(task)
+                    yield self.say.no_canary(task)
+                case Withhold():
+                    yield self.say.no_canary(task)
+                case SaveTask():
+                    yield self.say.plan(task)
 
     def desired_of_all(self) -> Iterator[Effect]:
         """Tell every device its tasks: all of them, until selection says otherwise."""
@@ -133,6 +151,8 @@ class Coordinator:
         for task in self.tasks.values():
             yield self.say.plan(task)
             yield self.say.manifest(task)
+            if task.plan.guard is not None:
+                yield from self.say.canary(task) if task.canary else iter([self.say.no_canary(task)])
             self.say.forget(task.plan.task)
         yield from self.desired_of_all()
         if not event.session_present:
@@ -152,7 +172,10 @@ class Coordinator:
             return
         match event.message:
             case DeviceState() as state:
+                was_active = device.active
                 if device.heard(state):
+                    if device.active != was_active:
+                        self.fleet.changed()
                     yield SaveState(device.id, state)
             case DeviceInfo() as info:
                 yield SaveState(device.id, info)
@@ -162,11 +185,13 @@ class Coordinator:
                 yield from self._envelope(device, envelope, event.num_bytes, now)
             case Offer() as offer:
                 yield from self._offer(device, offer, now)
+            case SlotAnswer() as said if said.task in self.tasks:
+                self.tasks[said.task].invitations.answered(device.id, said, now)
             case Chunk() as chunk:
                 yield from self._chunk(device, chunk, now)
             case Get() as get:
                 yield from self._get(device, get)
-            case Want() as want if want.task in self.tasks and want.sha256 == self.tasks[want.task].release.sha256:
+            case Want() as want if want.task in self.tasks and self.tasks[want.task].offers(want.sha256):
                 topic = self.say.topic(Kind.DELTA, device=device.id)
                 yield SendDelta(topic, want, self.tasks[want.task].layout, self.say.chunk_size)
 
@@ -207,6 +232,7 @@ class Coordinator:
                 raise Rejected("rejected", Code.TASK, f"there is no task {update.task}")
             if self._free_bytes < self.min_free_bytes:
                 raise Rejected("deferred", Code.DISK, "the gateway's disk is nearly full", DISK_RETRY_S)
+            _within_refusals(device, now)
             measure = task.admit(update)
         except Rejected as refused:
             result = _result(update, refused.verdict, refused.code, refused.why, refused.retry_in_s)
@@ -225,9 +251,12 @@ class Coordinator:
     ) -> Iterator[Effect]:
         if task is not None:
             result = task.priced(result, num_bytes)
+            if result.final:
+                task.invitations.refused(device.id, base_version)
             task.count(result.verdict, num_bytes)
             task.in_vain += result.final and base_version == task.release.version
         if result.final:
+            device.refusals.take()
             device.ledger(result.incarnation).record(result)
             yield RecordVerdict(device.id, result, base_version, num_bytes)
         yield self.say.to(device.id, Kind.RESULT, result)
@@ -255,7 +284,8 @@ class Coordinator:
         try:
             if task is None:
                 raise Rejected("rejected", Code.TASK, f"there is no task {offer.task}")
-            task.admit_offer(offer)
+            _within_refusals(device, now)
+            task.admit_offer(offer, device.id)
         except Rejected as refused:
             result = _result(offer, refused.verdict, refused.code, refused.why, refused.retry_in_s)
             yield from self._refused(device, task, result, offer.base_version, 0)
@@ -304,6 +334,13 @@ class Coordinator:
     def _get(self, device: Device, get: Get) -> Iterator[Effect]:
         topic = self.say.topic(Kind.CHUNK_DOWN, device=device.id)
         yield SendObject(topic, get.sha256, get.chunk_size, get.missing, get.window)
+
+
+def _within_refusals(device: Device, now: float) -> None:
+    """Raises `Rejected` for a device that was refused too often: not finally, so that nothing of it need be kept."""
+    if device.refusals.is_spent(now):
+        why = "too many updates of this device were refused lately"
+        raise Rejected("deferred", Code.QUOTA, why, STRANGER_RETRY_S)
 
 
 def _result(

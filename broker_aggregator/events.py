@@ -6,6 +6,7 @@ the others (`Acknowledge`, `Send`, ...) out: durable before visible.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 
@@ -22,6 +23,7 @@ from fl_protocol.messages import (
     Offer,
     Plan,
     Result,
+    SlotAnswer,
     Update,
     Want,
 )
@@ -49,7 +51,7 @@ class Received:
     """
 
     device: str
-    message: DeviceState | DeviceInfo | DeviceEvent | Envelope | Offer | Chunk | Get | Want
+    message: DeviceState | DeviceInfo | DeviceEvent | Envelope | Offer | SlotAnswer | Chunk | Get | Want
     num_bytes: int = 0
 
 
@@ -62,11 +64,15 @@ class Gone:
 
 @dataclass(frozen=True)
 class Asked:
-    """An operator's command, its signature verified; `bundle` is the one it names, read by the service."""
+    """An operator's command, its signature verified; `bundle` is the one it names, read by the service.
+
+    `release` is the earlier version that a rollback goes back to; None where it is not kept.
+    """
 
     ask: Ask
     cid: str
     bundle: Bundle | None = None
+    release: "Release | None" = None
 
 
 @dataclass(frozen=True)
@@ -135,11 +141,37 @@ class Release:
     delta: bytes | None = None  # from the version before, where it can be said; not kept
 
 
+ReleaseState = Literal["released", "canary", "withheld"]  # a canary's version becomes one of the other two
+
+
 @dataclass(frozen=True)
 class CommitRelease:
-    """The version and what it used up, in one transaction."""
+    """The version and what it used up, in one transaction.
+
+    What a `canary` used is set aside until `Promote` counts it or `Withhold` quarantines it; what a `withheld` one
+    used is quarantined, and `why` is the reason.
+    """
 
     release: Release
+    state: ReleaseState = "released"
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class Promote:
+    """The canary's version is good: it is released, and what it used is counted."""
+
+    task: str
+    version: int
+
+
+@dataclass(frozen=True)
+class Withhold:
+    """The canary's version is none for the fleet: what it used is quarantined. Its number is used up."""
+
+    task: str
+    version: int
+    why: str
 
 
 @dataclass(frozen=True)
@@ -209,6 +241,8 @@ Durable = (
     RecordUpdate
     | RecordVerdict
     | CommitRelease
+    | Promote
+    | Withhold
     | Quarantine
     | SaveTask
     | SaveEvaluation

@@ -8,6 +8,8 @@ from fl_protocol.messages import DeviceState, Result
 
 KEPT_VERDICTS = 64  # per incarnation; below the oldest of these an update is E_OLD
 KEPT_INCARNATIONS = 64  # re-flashes of one device under one key
+REFUSALS = 64  # in a row that a device is told for good, and that the ledger keeps; then one in
+REFUSAL_S = 10.0  # so many seconds
 
 
 @dataclass
@@ -33,6 +35,24 @@ class Ledger:
 
 
 @dataclass
+class Allowance:
+    """A bucket of refusals, so that a device that only sends rubbish costs a bounded number of rows and checks."""
+
+    left: float = REFUSALS
+    at: float = 0.0
+
+    def is_spent(self, now: float) -> bool:
+        """Whether there is none left at `now`, monotonic seconds."""
+        self.left = min(REFUSALS, self.left + max(0.0, now - self.at) / REFUSAL_S)
+        self.at = now
+        return self.left < 1
+
+    def take(self) -> None:
+        """One was told."""
+        self.left -= 1
+
+
+@dataclass
 class Device:
     """One device as the gateway knows it. `public_key` is hex; a revoked one may say nothing."""
 
@@ -41,6 +61,7 @@ class Device:
     revoked: bool = False
     state: DeviceState | None = None
     ledgers: dict[str, Ledger] = field(default_factory=dict)
+    refusals: Allowance = field(default_factory=Allowance)
 
     @property
     def active(self) -> bool:
@@ -73,6 +94,18 @@ class Fleet:
     """All devices by id."""
 
     devices: dict[str, Device] = field(default_factory=dict)
+    _present: tuple[str, ...] | None = None
+
+    @property
+    def present(self) -> tuple[str, ...]:
+        """The devices that are connected and may take part, by id; the same tuple until that changes."""
+        if self._present is None:
+            self._present = tuple(sorted(d.id for d in self.devices.values() if d.active and not d.revoked))
+        return self._present
+
+    def changed(self) -> None:
+        """Somebody came, went, was let in or sent away."""
+        self._present = None
 
     def member(self, device: str) -> Device:
         """The device of that id. Raises `ProtocolError(E_AUTH)` for a stranger or a revoked one."""

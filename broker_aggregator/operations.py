@@ -6,25 +6,29 @@ everything they say or nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import fields as fields_of
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from broker_aggregator.aggregation.recipes import make_aggregator, make_server_optimizer
+from broker_aggregator.aggregation.recipes import make_server_optimizer, settled
 from broker_aggregator.events import (
     Asked,
     Clear,
     CommitRelease,
     Effect,
     Note,
+    Release,
     RemoveTask,
     SaveCounter,
     SaveDevice,
     Send,
 )
 from broker_aggregator.fleet import Device
+from broker_aggregator.guarding import read_guard
+from broker_aggregator.participation import Invited, check_participation, participation_of
 from broker_aggregator.task import Task
+from broker_aggregator.trials import withhold
 from fl_protocol.bundle import Bundle
 from fl_protocol.codec import from_plain
 from fl_protocol.compression.pipeline import make_compressor
@@ -37,6 +41,8 @@ if TYPE_CHECKING:
     from broker_aggregator.coordinator import Coordinator
 
 OPERATOR = "operator"  # the counter of commands
+OPERATOR_DONE = "operator/done"  # that of the last one that was successful
+ROLLBACK = "task-rollback"
 MAX_TASKS = 64  # what `Desired` holds
 NEW_TASK: Mapping[str, Any] = {"downlink": {"name": "uq", "step": "1.5"}}  # where its file says nothing
 LAST_VERSION = "version/"  # + task: where a deleted task's versions ended
@@ -67,17 +73,25 @@ def answer(at: Coordinator, asked: Asked, now: float) -> Iterator[Effect]:
     if at.last_answer and at.last_answer.topic.cid == asked.cid:
         yield at.last_answer  # the operator asks again because nothing was heard
         return
-    if ask.counter <= at.operator_counter:
+    again = ask.counter == at.operator_counter and at.last_answer is None  # this gateway fell before it could answer
+    if ask.counter <= at.operator_counter and not again:
         yield Note("warning", f"E_DOWNGRADE: the command {ask.name} {asked.cid} is older than one already obeyed")
         return
     at.operator_counter = ask.counter
     yield SaveCounter(OPERATOR, ask.counter)
     reply = Answer(status="successful", message=ask.name)
+    command = COMMANDS.get(ask.name)
     try:
-        command = COMMANDS.get(ask.name)
-        if command is None:
-            raise ConfigError(f"unknown command {ask.name}", f"known: {', '.join(sorted(COMMANDS))}")
-        yield from command(at, ask.arguments, asked.bundle, now)
+        if again and ask.counter == at.operator_done:
+            pass  # all that it asks for was done then, in one transaction
+        elif ask.name == ROLLBACK:
+            reply = replace(reply, message=(yield from task_rollback(at, ask.arguments, asked.release, now)))
+        elif command is not None:
+            yield from command(at, ask.arguments, asked.bundle, now)
+        else:
+            raise ConfigError(f"unknown command {ask.name}", f"known: {', '.join(sorted({*COMMANDS, ROLLBACK}))}")
+        at.operator_done = ask.counter
+        yield SaveCounter(OPERATOR_DONE, ask.counter)
     except ConfigError as error:
         reply = Answer(status="failed", message=error.message[:400], hint=error.hint[:400])
     yield Note("info", f"operator: {ask.name}: {reply.status} {reply.message if reply.status == 'failed' else ''}")
@@ -100,7 +114,9 @@ def _task(at: Coordinator, arguments: Mapping[str, object]) -> Task:
     return at.tasks[name]
 
 
-def make_plan(fields: Mapping[str, Any], bundle: Bundle, bundle_size: int, name: str, **kept: object) -> Plan:
+def make_plan(
+    fields: Mapping[str, Any], bundle: Bundle, bundle_size: int, name: str, num_devices: int, **kept: object
+) -> Plan:
     """The plan that an operator's fields ask for; what they do not name is as the bundle and the defaults have it.
 
     `kept` are the fields that only the gateway sets. Raises `ConfigError` naming the field.
@@ -134,9 +150,10 @@ def make_plan(fields: Mapping[str, Any], bundle: Bundle, bundle_size: int, name:
         )
     if plan.quorum > plan.buffer:
         raise ConfigError(f"quorum = {plan.quorum} is above buffer = {plan.buffer}", "a quorum is a part of the buffer")
-    make_aggregator(plan)
     make_server_optimizer(plan)
-    return plan
+    check_participation(plan)
+    read_guard(plan)
+    return settled(plan, num_devices)
 
 
 def _fields(arguments: Mapping[str, object]) -> Mapping[str, Any]:
@@ -144,6 +161,16 @@ def _fields(arguments: Mapping[str, object]) -> Mapping[str, Any]:
     if not isinstance(fields, Mapping):
         raise ConfigError("`plan` is not a table", "write the plan's fields under [plan]")
     return fields
+
+
+def _check_canary(plan: Plan, evaluation: str) -> None:
+    """Raises `ConfigError` where a plan asks its devices one by one, and its guard asks some of them on its own."""
+    guard = read_guard(plan)
+    if guard and guard.share(evaluation) and isinstance(participation_of(plan), Invited):
+        raise ConfigError(
+            "guard with a canary, and participation by invitation: a canary's devices train uninvited",
+            "name an evaluation set and leave guard.canary out, or let participation be open",
+        )
 
 
 def _size(arguments: Mapping[str, object]) -> int:
@@ -169,9 +196,11 @@ def task_create(
     if len(at.tasks) >= MAX_TASKS:
         raise ConfigError(f"there are {MAX_TASKS} tasks already", "`task delete` one that has ended")
     origin = at.last_versions.get(name, -1) + 1
-    plan = make_plan(_fields(arguments), bundle, _size(arguments), name, origin=origin)
-    evaluation = arguments.get("evaluation")
-    task = Task.create(plan, bundle, evaluation if isinstance(evaluation, str) else "", now)
+    plan = make_plan(_fields(arguments), bundle, _size(arguments), name, len(at.fleet.devices), origin=origin)
+    told = arguments.get("evaluation")
+    evaluation = told if isinstance(told, str) else ""
+    _check_canary(plan, evaluation)
+    task = Task.create(plan, bundle, evaluation, now)
     at.tasks[name] = task
     yield from at.publishing(task, iter([task.saved(now), CommitRelease(task.release)]))
     yield from at.desired_of_all()
@@ -187,15 +216,20 @@ def task_change(
     size = _size(arguments) or task.plan.bundle_size
     before = task.plan
     kept = {"revision": before.revision + 1, "state": before.state, "origin": before.origin}
-    plan = make_plan(_fields(arguments), bundle, size, before.task, **kept)
+    plan = make_plan(_fields(arguments), bundle, size, before.task, len(at.fleet.devices), **kept)
     other_model = plan.fingerprint != before.fingerprint
+    told = arguments.get("evaluation")
+    evaluation = told if isinstance(told, str) else task.evaluation
+    _check_canary(plan, evaluation)
+    if other_model and before.guard is not None:  # nobody would be asked about a version that nobody is to have
+        yield from at.publishing(task, withhold(task, "the task got another model", now))
+        yield from task.quarantine("the task got another model, and no version is made unguarded")
     while other_model and (used := task.next_buffer()):
         yield from at.publishing(task, task.flush(used, now))
     task.plan = replace(plan, origin=task.release.version + 1) if other_model else plan
     task.layout, task.metric, task.opened_at = bundle.layout, bundle.metric, now
     task.measured.better = bundle.better
-    if isinstance(arguments.get("evaluation"), str):
-        task.evaluation = str(arguments["evaluation"])
+    task.evaluation = evaluation
     yield from at.publishing(task, iter([task.saved(now)]))
     if other_model:
         yield from at.publishing(task, task.restart_from(bundle, now))
@@ -231,16 +265,47 @@ def task_stop(at: Coordinator, arguments: Mapping[str, object], _: Bundle | None
     yield from at.publishing(task, task.end("stopped", "stopped by the operator", now))
 
 
+def task_rollback(
+    at: Coordinator, arguments: Mapping[str, object], to: Release | None, now: float
+) -> Generator[Effect, None, str]:
+    """An earlier version's parameters as a new version, in another life of the model: all that came of others is stale.
+
+    `to` is the version that the command names; the best measured one where it names none. Says what it did.
+    """
+    task = _task(at, arguments)
+    name = task.plan.task
+    hint = f"`status --json` lists the versions of {name}; name one by --to"
+    if to is None:
+        asked = arguments.get("to")
+        what = "no version was measured" if asked is None else f"version {asked} is not kept, or was never released"
+        raise ConfigError(f"{what}: nothing to go back to", hint)
+    if to.fingerprint != task.release.fingerprint:
+        raise ConfigError(f"version {to.version} is of another model", hint)
+    if to.version == task.release.version:
+        raise ConfigError(f"version {to.version} is the one that is out", hint)
+    why = f"rolled back to version {to.version}"
+    yield from at.publishing(task, withhold(task, why, now, renew=False))
+    yield from task.quarantine(why)
+    task.plan = replace(task.plan, revision=task.plan.revision + 1, origin=task.next_version)
+    yield from at.publishing(task, iter([task.saved(now)]))
+    yield from at.publishing(task, task.roll_back(to, now))
+    return f"version {task.release.version} has the parameters of version {to.version}"
+
+
 def task_delete(at: Coordinator, arguments: Mapping[str, object], _: Bundle | None, now: float) -> Iterator[Effect]:
     """Forget a task: no retained topic of it stays behind."""
     task = _task(at, arguments)
     name = task.plan.task
+    last = task.next_version - 1
+    yield from withhold(task, "the task was deleted", now, renew=False)
     yield from task.quarantine("the task was deleted")
     del at.tasks[name]
     at.say.forget(name)
-    at.last_versions[name] = task.release.version
-    yield SaveCounter(f"{LAST_VERSION}{name}", task.release.version)
+    at.last_versions[name] = last
+    yield SaveCounter(f"{LAST_VERSION}{name}", last)
     yield RemoveTask(name)
+    if task.plan.guard is not None:
+        yield at.say.no_canary(task)
     yield Clear(at.say.topic(Kind.PLAN, task=name))
     yield Clear(at.say.topic(Kind.MANIFEST, task=name, channel="stable"))
     yield Clear(at.say.topic(Kind.STATUS, task=name))

@@ -20,8 +20,10 @@ def status(store: StoreReader) -> list[dict[str, Any]]:
         name = row["name"]
         plan = store.plan(name)
         releases = store.query(
-            "SELECT version, value, loss, num_bytes, elapsed_s, ts FROM release WHERE task = ? ORDER BY version", name
+            "SELECT version, state, value, loss, num_bytes, elapsed_s, ts FROM release WHERE task = ? ORDER BY version",
+            name,
         )
+        released = [r for r in releases if r["state"] == "released"]
         verdicts = store.query(
             "SELECT json_extract(verdict, '$.verdict') AS verdict, count(*) AS n, sum(num_bytes) AS bytes"
             " FROM ledger WHERE task = ? GROUP BY 1",
@@ -35,14 +37,16 @@ def status(store: StoreReader) -> list[dict[str, Any]]:
             " WHERE task = ? AND disposal NOT NULL GROUP BY 1",
             name,
         )
-        measured = [r for r in releases if r["value"] is not None]
+        measured = [r for r in released if r["value"] is not None]
         tasks.append(
             {
                 "task": name,
                 "state": plan.state,
                 "why": row["why"],
                 "mode": plan.mode,
-                "version": releases[-1]["version"],
+                "version": released[-1]["version"],
+                "withheld": sum(r["state"] == "withheld" for r in releases),
+                "canary": next((r["version"] for r in releases if r["state"] == "canary"), None),
                 "metric": row["metric"],
                 "value": measured[-1]["value"] if measured else None,
                 "best": best_of((r["value"] for r in measured), row["better"]),

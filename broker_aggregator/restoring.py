@@ -7,6 +7,7 @@ from broker_aggregator.events import Release
 from broker_aggregator.fleet import Device, Fleet
 from broker_aggregator.releasing import Buffered
 from broker_aggregator.task import Task
+from broker_aggregator.trials import restore_trial
 from fl_protocol.bundle import Better
 from fl_protocol.errors import ConfigError
 from fl_protocol.messages import Plan, Result
@@ -23,6 +24,16 @@ class Loaded:
 
 
 @dataclass(frozen=True)
+class KeptCanary:
+    """A version that a few devices try, and what it used."""
+
+    release: Release
+    value: float | None
+    loss: float | None
+    used: Sequence[Buffered]
+
+
+@dataclass(frozen=True)
 class KeptTask:
     """What a store keeps of a task, in the words of its tables."""
 
@@ -32,7 +43,7 @@ class KeptTask:
     evaluation: str
     elapsed_s: float  # running time when the task was last saved
     why: str
-    release: Release  # the newest
+    release: Release  # the newest that was released
     made: int  # releases made of updates
     buffered: Sequence[Buffered]  # in record order
     in_vain: int  # refusals of updates that trained the newest version
@@ -40,6 +51,10 @@ class KeptTask:
     verdicts: Sequence[tuple[str, int, int]]  # (verdict, how many, their bytes)
     norms: Sequence[float]  # scaled, of the newest updates since `plan.origin`, in record order
     better: Better = "higher"  # value of the metric
+    withheld: Sequence[int] = ()  # versions since `plan.origin`, by version
+    last_made: int = -1  # the newest version made of updates and released
+    canary: KeptCanary | None = None
+    taken: Sequence[tuple[str, int]] = ()  # (device, the newest base version that it was accepted from)
 
 
 def restored_task(kept: KeptTask, now: float) -> Task:
@@ -58,6 +73,10 @@ def restored_task(kept: KeptTask, now: float) -> Task:
         task.verdicts[verdict] = count
         task.bytes_up += num_bytes
     task.norms.extend(kept.norms)
+    restore_trial(task, kept, now)
+    for device, version in kept.taken:
+        habits = task.invitations.habits_of(device)
+        habits.taken = habits.tried = version
     return task
 
 

@@ -1,6 +1,6 @@
 """The store's tables. A change here is a new SCHEMA_VERSION and a migration, never an edit of what is in the field."""
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 SCHEMA = (
     "CREATE TABLE counter(name TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT, WITHOUT ROWID",
@@ -44,6 +44,7 @@ SCHEMA = (
         ts INTEGER NOT NULL,
         value REAL,                 -- measured on the held-out set
         loss REAL,
+        state TEXT NOT NULL DEFAULT 'released',  -- or 'canary', or 'withheld'
         PRIMARY KEY (task, version)
     ) STRICT""",
     """CREATE TABLE ledger(
@@ -57,7 +58,7 @@ SCHEMA = (
         verdict TEXT NOT NULL,      -- Result, JSON, as first told
         ts INTEGER NOT NULL,
         disposal TEXT CHECK (disposal IN ('buffered', 'counted', 'quarantined')),  -- NULL: was refused
-        version INTEGER,            -- that counted it
+        version INTEGER,            -- that counted it; of a canary, or withheld: that would have
         place INTEGER,              -- in the order of summation
         staleness INTEGER,          -- when it was counted
         why TEXT NOT NULL DEFAULT '',
@@ -77,4 +78,5 @@ SCHEMA = (
 MIGRATIONS = {  # from a version to the next one
     1: ("ALTER TABLE task ADD COLUMN better TEXT NOT NULL DEFAULT 'higher'",),
     2: ("CREATE INDEX IF NOT EXISTS release_by_sha256 ON release(sha256)",),  # and `memory` has a third part
+    3: ("ALTER TABLE release ADD COLUMN state TEXT NOT NULL DEFAULT 'released'",),
 }

@@ -28,6 +28,7 @@ from broker_aggregator.events import (
     Note,
     Online,
     Received,
+    Release,
     SaveDevice,
     Send,
     SendDelta,
@@ -37,7 +38,7 @@ from broker_aggregator.events import (
 from broker_aggregator.machine import REAL, Connect, Machine, connect_to_broker
 from broker_aggregator.measuring import Measuring, ThreadMeasuring
 from broker_aggregator.objects import Objects
-from broker_aggregator.operations import NEED_BUNDLE, OPERATOR, versions_of
+from broker_aggregator.operations import NEED_BUNDLE, OPERATOR, OPERATOR_DONE, ROLLBACK, versions_of
 from broker_aggregator.storage import Store
 from fl_protocol.bundle import Bundle
 from fl_protocol.codec import decode, encode, parse_json
@@ -91,6 +92,7 @@ class Service:
             loaded.fleet,
             loaded.tasks,
             operator_counter=loaded.counters.get(OPERATOR, 0),
+            operator_done=loaded.counters.get(OPERATOR_DONE, 0),
             last_versions=versions_of(loaded.counters),
             min_free_bytes=config.gateway.min_free_mb << 20,
             inbox=Inbox(
@@ -223,7 +225,24 @@ class Service:
             yield Note("warning", f"operator: {ask.name}: came {COMMAND_MS // 1000} s late, not obeyed")
             return  # it was asked while no gateway ran, and its operator was told that nobody answered
         bundle = self._bundle_of(ask) if ask.name in NEED_BUNDLE else None
-        yield from self._decide(Asked(ask, topic.cid, bundle))
+        release = self._release_of(ask) if ask.name == ROLLBACK else None
+        yield from self._decide(Asked(ask, topic.cid, bundle, release))
+
+    def _release_of(self, ask: Ask) -> Release | None:
+        """The earlier version that a command names, or the best measured of the task's model; None without one."""
+        task = self.coordinator.tasks.get(str(ask.arguments.get("task")))
+        if task is None:
+            return None
+        values, named = self.store.values(task.plan.task), ask.arguments.get("to")
+        if named is not None:
+            return self.store.release(task.plan.task, named) if isinstance(named, int) and named in values else None
+        sign = 1 if task.measured.better == "higher" else -1
+        best_first = sorted((-sign * value, -version) for version, value in values.items() if value is not None)
+        for _, version in best_first:
+            release = self.store.release(task.plan.task, -version)
+            if release.fingerprint == task.release.fingerprint:
+                return release
+        return None
 
     def _bundle_of(self, ask: Ask) -> Bundle | None:
         """The bundle that a command names, or that its task has; None where it is missing or has rotted."""

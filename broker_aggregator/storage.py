@@ -26,13 +26,16 @@ class ReadableStore(Protocol):
         """The layout that a plan's revision trained. Raises `LookupError` for one that is not there."""
 
     def releases(self, task: str) -> list[int]:
-        """The versions whose vector is still kept, oldest first."""
+        """The released versions whose vector is still kept, oldest first."""
+
+    def values(self, task: str) -> dict[int, float | None]:
+        """What those versions measured on the held-out set, None where they were not; oldest first."""
 
     def release(self, task: str, version: int | None = None) -> Release:
-        """A version with its vector, the newest unless told. Raises `ConfigError` for one that is not kept."""
+        """A version with its vector, the newest released one unless told. Raises `ConfigError` for one not kept."""
 
     def counted_in(self, task: str, version: int) -> list[Buffered]:
-        """The updates that a kept version counted, in the order of their summation."""
+        """The updates that a kept version counted, or would have, in the order of their summation."""
 
     def vector_bytes(self, sha256: str) -> bytes | None:
         """The kept version of that SHA-256 as devices fetch it, None where there is none."""
@@ -53,8 +56,8 @@ class Store(ReadableStore, Protocol):
     def apply(self, effect: Durable, ts: int) -> None:
         """Write one effect, at `ts` (ms since 1970). In a transaction.
 
-        Raises `sqlite3.IntegrityError` for a second verdict on an update, a version that is there already, and an
-        update that would be counted or quarantined but is in no buffer.
+        Raises `sqlite3.IntegrityError` for a second verdict on an update, a version that is there already, an update
+        that would be counted or quarantined but is in no buffer, and the judgement of a version that no canary tries.
         """
 
     def suspect(self, digest: str) -> None:

@@ -1,7 +1,8 @@
 """What the gateway must not forget: SQLite in WAL mode, one transaction a batch, fsync before anything is visible.
 
 The ledger of updates is the truth that a replay starts from: every accepted update is a row, and its disposal is
-exactly one of `buffered`, `counted` (in `version`) and `quarantined`.
+exactly one of `buffered`, `counted` (in `version`) and `quarantined`. What a canary's version used is `buffered` with
+that version until it is known what the version is worth.
 """
 
 import json
@@ -16,22 +17,26 @@ import msgpack
 from broker_aggregator.events import (
     CommitRelease,
     Durable,
+    Promote,
     Quarantine,
     RecordUpdate,
     RecordVerdict,
-    Release,
+    ReleaseState,
     RemoveTask,
     SaveCounter,
     SaveDevice,
     SaveEvaluation,
     SaveState,
     SaveTask,
+    Withhold,
 )
 from broker_aggregator.schema import MIGRATIONS, SCHEMA, SCHEMA_VERSION
 from broker_aggregator.store_reader import StoreReader
 from fl_protocol.codec import encode
 from fl_protocol.messages import DeviceState, Plan, Result
 from fl_protocol.tensors import Vector
+
+DISPOSALS: Mapping[ReleaseState, str] = {"released": "counted", "canary": "buffered", "withheld": "quarantined"}
 
 
 def pack_vectors(vectors: Mapping[str, Vector]) -> bytes:
@@ -107,8 +112,12 @@ class SqliteStore(StoreReader):
                         ts,
                     ),
                 )
-            case CommitRelease(release):
-                self._commit(release, ts)
+            case CommitRelease():
+                self._commit(effect, ts)
+            case Promote(task, version):
+                self._judge(task, version, "released", "counted", "")
+            case Withhold(task, version, why):
+                self._judge(task, version, "withheld", "quarantined", why)
             case Quarantine(used, why):
                 for name in used:
                     self._dispose(name, "quarantined", None, None, None, why)
@@ -165,10 +174,11 @@ class SqliteStore(StoreReader):
             ),
         )
 
-    def _commit(self, release: Release, ts: int) -> None:
+    def _commit(self, effect: CommitRelease, ts: int) -> None:
+        release = effect.release
         self._db.execute(
             "INSERT INTO release(task, version, plan_revision, fingerprint, sha256, vector, memory, share,"
-            " num_examples, step_norm, num_bytes, elapsed_s, ts) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?)",
+            " num_examples, step_norm, num_bytes, elapsed_s, ts, state) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
             (
                 release.task,
                 release.version,
@@ -185,11 +195,26 @@ class SqliteStore(StoreReader):
                 release.num_bytes,
                 release.elapsed_s,
                 ts,
+                effect.state,
             ),
         )
         for place, (name, staleness) in enumerate(zip(release.used, release.staleness, strict=True)):
-            self._dispose(name, "counted", release.version, place, staleness, "")
-        self._prune(release)
+            self._dispose(name, DISPOSALS[effect.state], release.version, place, staleness, effect.why)
+        self._prune(release.task, release.version - self.keep_releases)
+
+    def _judge(self, task: str, version: int, state: ReleaseState, disposal: str, why: str) -> None:
+        """A canary's version becomes what it is worth, and with it all that it used."""
+        done = self._db.execute(
+            "UPDATE release SET state = ? WHERE task = ? AND version = ? AND state = 'canary'", (state, task, version)
+        )
+        if done.rowcount != 1:
+            raise sqlite3.IntegrityError(
+                f"version {version} of {task} is not with the canary: it would be judged twice"
+            )
+        self._db.execute(
+            "UPDATE ledger SET disposal = ?, why = ? WHERE task = ? AND version = ? AND disposal = 'buffered'",
+            (disposal, why, task, version),
+        )
 
     def _dispose(
         self,
@@ -202,22 +227,21 @@ class SqliteStore(StoreReader):
     ) -> None:
         done = self._db.execute(
             "UPDATE ledger SET disposal = ?, version = ?, place = ?, staleness = ?, why = ?"
-            " WHERE device = ? AND incarnation = ? AND seq = ? AND disposal = 'buffered'",
+            " WHERE device = ? AND incarnation = ? AND seq = ? AND disposal = 'buffered' AND version IS NULL",
             (disposal, version, place, staleness, why, *name),
         )
         if done.rowcount != 1:
             raise sqlite3.IntegrityError(f"update {name} is not waiting in a buffer: it would be counted twice")
 
-    def _prune(self, release: Release) -> None:
+    def _prune(self, task: str, old: int) -> None:
         """Vectors and payloads of old releases go; their ledger rows stay."""
-        old = release.version - self.keep_releases
         self._db.execute(
             "UPDATE release SET vector = NULL, memory = NULL WHERE task = ? AND version < ? AND vector IS NOT NULL",
-            (release.task, old),
+            (task, old),
         )
         self._db.execute(
             "UPDATE ledger SET update_bytes = NULL WHERE task = ? AND version <= ? AND update_bytes IS NOT NULL",
-            (release.task, old),
+            (task, old),
         )
 
     def _save_task(self, effect: SaveTask) -> None:

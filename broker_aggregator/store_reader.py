@@ -11,7 +11,7 @@ import numpy as np
 from broker_aggregator.events import Release
 from broker_aggregator.fleet import KEPT_VERDICTS, Device
 from broker_aggregator.releasing import Buffered
-from broker_aggregator.restoring import KeptTask, Loaded, not_kept, restored_fleet, restored_task
+from broker_aggregator.restoring import KeptCanary, KeptTask, Loaded, not_kept, restored_fleet, restored_task
 from broker_aggregator.schema import SCHEMA_VERSION
 from broker_aggregator.task import KEPT_NORMS
 from fl_protocol.codec import decode_as
@@ -92,7 +92,8 @@ class StoreReader:
         name = row["name"]
         plan, release = self.plan(name), self.release(name)
         measured = self.query(
-            "SELECT value, loss FROM release WHERE task = ? AND version >= ? AND value NOT NULL ORDER BY version",
+            "SELECT value, loss FROM release WHERE task = ? AND version >= ? AND value NOT NULL AND state = 'released'"
+            " ORDER BY version",
             name,
             plan.origin,
         )
@@ -108,6 +109,22 @@ class StoreReader:
             plan.origin,
             KEPT_NORMS,
         )
+        taken = self.query(
+            "SELECT device, max(base_version) AS version FROM ledger WHERE task = ? AND disposal NOT NULL"
+            " GROUP BY device ORDER BY device",
+            name,
+        )
+        made = self.query(
+            "SELECT count(*) AS n, max(version) AS last FROM release"
+            " WHERE task = ? AND share > 0 AND state = 'released'",
+            name,
+        )
+        trials = self.query(
+            "SELECT version, state, value, loss FROM release WHERE task = ? AND version >= ? AND state != 'released'"
+            " ORDER BY version",
+            name,
+            plan.origin,
+        )
         return KeptTask(
             plan=plan,
             layout=ModelLayout.from_rows(json.loads(row["layout"])),
@@ -116,14 +133,22 @@ class StoreReader:
             elapsed_s=row["elapsed_s"],
             why=row["why"],
             release=release,
-            made=self.query("SELECT count(*) AS n FROM release WHERE task = ? AND share > 0", name)[0]["n"],
-            buffered=[self._buffered(r) for r in self._updates(name, "disposal = 'buffered'")],
+            made=made[0]["n"],
+            buffered=[self._buffered(r) for r in self._updates(name, "disposal = 'buffered' AND version IS NULL")],
             in_vain=len(self._updates(name, "disposal IS NULL AND base_version = ?", release.version)),
             measured=[(r["value"], r["loss"]) for r in measured],
             verdicts=[(r["verdict"], r["n"], r["bytes"]) for r in verdicts],
             norms=[r["norm"] for r in reversed(norms)],
             better=row["better"],
+            taken=[(r["device"], r["version"]) for r in taken],
+            withheld=[r["version"] for r in trials if r["state"] == "withheld"],
+            last_made=made[0]["last"] or -1,
+            canary=next((self._kept_canary(name, r) for r in trials if r["state"] == "canary"), None),
         )
+
+    def _kept_canary(self, task: str, row: sqlite3.Row) -> KeptCanary:
+        release = self.release(task, row["version"])
+        return KeptCanary(release, row["value"], row["loss"], self.counted_in(task, release.version))
 
     def plan(self, task: str, revision: int | None = None) -> Plan:
         """A task's plan, the newest revision unless told."""
@@ -142,15 +167,23 @@ class StoreReader:
         return ModelLayout.from_rows(json.loads(row["layout"]))
 
     def releases(self, task: str) -> list[int]:
-        """The versions whose vector is still kept, oldest first."""
-        rows = self.query("SELECT version FROM release WHERE task = ? AND vector NOT NULL ORDER BY version", task)
-        return [row["version"] for row in rows]
+        """The released versions whose vector is still kept, oldest first."""
+        return list(self.values(task))
+
+    def values(self, task: str) -> dict[int, float | None]:
+        """What those versions measured on the held-out set, None where they were not; oldest first."""
+        rows = self.query(
+            "SELECT version, value FROM release WHERE task = ? AND vector NOT NULL AND state = 'released'"
+            " ORDER BY version",
+            task,
+        )
+        return {row["version"]: row["value"] for row in rows}
 
     def release(self, task: str, version: int | None = None) -> Release:
-        """A version with its vector, the newest unless told. Raises `ConfigError` for one that is not kept."""
+        """A version with its vector, the newest released one unless told. Raises `ConfigError` for one not kept."""
         rows = self.query(
             "SELECT * FROM release WHERE task = ? AND vector NOT NULL AND"
-            " version = ifnull(?, (SELECT max(version) FROM release WHERE task = ?))",
+            " version = ifnull(?, (SELECT max(version) FROM release WHERE task = ? AND state = 'released'))",
             task,
             version,
             task,
@@ -158,7 +191,7 @@ class StoreReader:
         if not rows:
             raise not_kept(task, version, [r["name"] for r in self.query("SELECT name FROM task")])
         row = rows[0]
-        used = self._updates(task, "version = ? AND disposal = 'counted'", row["version"], order="place")
+        used = self._updates(task, "version = ?", row["version"], order="place")
         rule, optimizer, *published = map(unpack_vectors, msgpack.unpackb(row["memory"]))
         return Release(
             task=task,
@@ -180,8 +213,8 @@ class StoreReader:
         )
 
     def counted_in(self, task: str, version: int) -> list[Buffered]:
-        """The updates that a version counted, in the order of their summation."""
-        rows = self._updates(task, "version = ? AND disposal = 'counted'", version, order="place")
+        """The updates that a version counted, or would have, in the order of their summation."""
+        rows = self._updates(task, "version = ?", version, order="place")
         return [self._buffered(row) for row in rows]
 
     def vector_bytes(self, sha256: str) -> bytes | None:

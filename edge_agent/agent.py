@@ -7,7 +7,7 @@ No clock, no disk, no thread, no socket: the service runs it on a device, the si
 changes what is known; then `_next` looks at all of it and asks for whatever is due.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from numpy.random import Generator
 
@@ -16,9 +16,12 @@ from edge_agent.budget import Budget, BudgetConfig
 from edge_agent.gate import YES, GateConfig, Reading, may_train
 from edge_agent.identity import Identity
 from edge_agent.intake import ReadBundle
+from edge_agent.inviting import Inviting
 from edge_agent.learning import Training
 from edge_agent.patience import Patience
+from edge_agent.saving import Saving
 from edge_agent.sending import Sending, is_of_size
+from edge_agent.slots import read_participation
 from edge_agent.task import Task, Tasks
 from edge_agent.telling import Telling
 from edge_agent.training import TrainingResult
@@ -37,7 +40,15 @@ EXAMPLES_RETRY_S = 60.0
 TRAINING_RETRY_S = (60.0, 3600.0)  # after a failure: at first, and at most
 NEVER = float("inf")
 FLOAT32 = 4  # bytes
-_OWN = ((Kind.RESULT, 1), (Kind.GRANT, 1), (Kind.CHUNK_DOWN, 0), (Kind.DELTA, 0), (Kind.DESIRED, 1), (Kind.STATE, 1))
+_OWN = (
+    (Kind.RESULT, 1),
+    (Kind.GRANT, 1),
+    (Kind.CHUNK_DOWN, 0),
+    (Kind.DELTA, 0),
+    (Kind.DESIRED, 1),
+    (Kind.STATE, 1),
+    (Kind.SLOT, 1),
+)
 _FLEET = ((Kind.SYNC, 1), (Kind.GATEWAY, 1))
 
 
@@ -78,7 +89,8 @@ class Agent:
         self._measured, self._gate = e.Measured(Reading()), YES
         self._unsaved = Unsaved()
         self._budget = Budget(settings.budget, restored.spent)
-        self._lacking, self._lacked = "", -1  # why it waits for bytes; the last day on which it said so
+        self._saving = Saving(self._budget, self._tasks, self._telling, identity, self._effects.append)
+        self._inviting = Inviting(identity, self._effects.append)
         self._announce_at, self._health_at, self._predict_at = NEVER, 0.0, 0.0
         self._patience = Patience()
         self.wake_at = 0.0
@@ -141,8 +153,7 @@ class Agent:
                     self._telling.prediction(name, version, guess)
             case e.Stop():
                 self._stopping = True
-                if spent := self._budget.close():
-                    self._effects.append(e.SaveSpent(spent))
+                self._saving.close()
             case e.Tick():
                 pass
 
@@ -175,7 +186,11 @@ class Agent:
             case Kind.PLAN if task and payload:
                 self._take_plan(task, self._trust.unseal(m.Plan, name, payload), now)
             case Kind.MANIFEST if task and payload:
-                task.intake.take_manifest(self._trust.unseal(m.Manifest, name, payload), fresh=not delivery.retained)
+                manifest = self._trust.unseal(m.Manifest, name, payload)
+                task.intake.take_manifest(manifest, fresh=not delivery.retained, channel=topic.channel)
+            case Kind.SLOT:
+                slot = self._trust.unseal(m.Slot, name, payload)
+                self._inviting.invited(self._tasks.get(slot.task), slot, self._unable(), now)
             case Kind.RESULT:
                 self._verdict(self._trust.unseal(m.Result, name, payload), name, now)
             case Kind.GRANT:
@@ -199,8 +214,9 @@ class Agent:
                 self._announce_at = min(self._announce_at, now + within_s * self._rng.random())
 
     def _take_plan(self, task: Task, plan: m.Plan, now: float) -> None:
-        before = task.intake.plan
+        before, rule = task.intake.plan, read_participation(plan.participation)
         task.intake.take_plan(plan)
+        task.place.follow(rule)
         if task.sending and before and before.state != "running" and plan.state == "running":
             task.sending.again(now + JITTER_S * self._rng.random())  # it was deferred while the task did not run
         if before and before.revision != plan.revision:
@@ -229,7 +245,7 @@ class Agent:
 
     def _send_again(self, now: float) -> None:
         for sending in self._tasks.sendings:
-            sending.again(now + JITTER_S * self._rng.random())
+            sending.renewed(now + JITTER_S * self._rng.random())
 
     def _undeliverable(self, topic: str, size: int, reason: str, now: float) -> None:
         of_size = is_of_size(size, reason)
@@ -266,10 +282,10 @@ class Agent:
             most, never = self._budget.next_update(), self._budget.never
             effect = training.make_update(result, self._identity, self._seq + 1, self._rng, most, never)
         except ProtocolError as error:
-            self._failed(training.task, error.code, error.message, now)
+            self._failed(training, error.code, error.message, now)
             return
         except ValueError as error:
-            self._failed(training.task, Code.NAN, str(error), now)
+            self._failed(training, Code.NAN, str(error), now)
             return
         self._seq += 1
         training.task.failures, training.task.pending = 0, effect.update
@@ -284,10 +300,11 @@ class Agent:
     def _training_failed(self, code: Code | None, why: str, now: float) -> None:
         training, self._training = self._training, None
         if training is not None:
-            self._failed(training.task, code, why, now)
+            self._failed(training, code, why, now)
 
-    def _failed(self, task: Task, code: Code | None, why: str, now: float) -> None:
-        first, most = TRAINING_RETRY_S
+    def _failed(self, training: Training, code: Code | None, why: str, now: float) -> None:
+        task, (first, most) = training.task, TRAINING_RETRY_S
+        self._inviting.decline(task.name, training.slot, f"training failed: {why}")
         task.train_at = now + min(most, first * 2**task.failures)
         task.failures += 1
         task.failed_for = why
@@ -296,9 +313,8 @@ class Agent:
     # --- what is due ---------------------------------------------------------------------------------------------
 
     def _next(self, now: float) -> None:
-        if spent := self._budget.take_save():
-            self._effects.append(e.SaveSpent(spent))
-        self._give_up(now)
+        self._saving.book()
+        self._saving.give_up(now)
         for task in self._tasks:
             busy = self._training is not None and self._training.task is task
             alone = 0 if self._training or self._tasks.owe_update(now) else task.next_size
@@ -311,41 +327,15 @@ class Agent:
             if task.intake.work:
                 self._look_for_examples(task, task.intake.work.bundle, now)
             if task.sending and self._link and not self._stopping and self._budget.may_send(task.sending.cost):
-                self._effects += task.sending.next(now, self._link, self._rng)
+                self._effects += task.sending.next(now, self._link, self._rng, outdated=task.outdated)
         self._effects += self._unsaved.take(now)
-        self._save_bytes(now)
+        self._saving.look(now)
         self._look_again(now)
+        self._inviting.hold(self._tasks, self._unable(), now)
         self._train(now)
         self._predict(now)
         self._tell(now)
         self.wake_at = self._next_wake(now)
-
-    def _give_up(self, now: float) -> None:
-        """Settle what could never be sent, as if the gateway had refused it: one of before the budget was lowered."""
-        for task in self._tasks.known.values():
-            update = task.pending
-            if update and task.sending and (why := self._budget.never(len(update.sealed), on_any_link=True)):
-                task.sending = None
-                result = m.Result(
-                    task=update.task,
-                    incarnation=update.incarnation,
-                    seq=update.seq,
-                    verdict="rejected",
-                    code=Code.QUOTA,
-                    why=why,
-                )
-                self._effects.append(e.Settle(update, result, self._identity.topic(Kind.RESULT)))
-                text = f"{task.name}: update {update.seq} is not sent: {why}"
-                self._telling.complain("byte budget", Code.QUOTA, text, now)
-
-    def _save_bytes(self, now: float) -> None:
-        """Know, and tell once a day, why the device waits for bytes."""
-        self._lacking = self._tasks.lacking(self._budget)
-        if self._lacking:
-            self._budget.rested()
-            if self._lacked != self._budget.days:
-                self._lacked = self._budget.days
-                self._telling.complain("byte budget", None, self._lacking, now, level="warning")
 
     def _look_for_examples(self, task: Task, bundle: Bundle, now: float) -> None:
         if task.examples_for != bundle.sha256 or now >= task.look_at:
@@ -354,7 +344,7 @@ class Agent:
 
     def _look_again(self, now: float) -> None:
         """A broker's queue may have dropped what this device waits for, or what it said of itself: nobody was told."""
-        if self._link and not self._lacking and self._patience.is_over(now, self._rng):
+        if self._link and not self._saving.lacking and self._patience.is_over(now, self._rng):
             self._follow(((Kind.DESIRED, 1),))
             self._telling.say_state_again()
 
@@ -365,12 +355,26 @@ class Agent:
                 self._paused = not self._gate.may
                 self._effects.append(e.Pause(self._paused))
             return
+        for task in self._tasks:
+            if could := task.trainable(now):
+                task.place.draw(could[1].version, could[0].plan.deadline_s, now, self._rng)
         ready = [Training(task, *work) for task in self._tasks if (work := task.work_to_do(now))]
-        if ready and self._gate.may and self._budget.may_begin() and not self._unsaved and not self._stopping:
-            self._training, self._paused = min(ready, key=lambda t: t.task.last_turn), False
-            self._training.task.last_turn = now
+        if ready and not self._unable():
+            training = min(ready, key=lambda t: t.task.last_turn)
+            self._training, self._paused = replace(training, slot=training.task.place.begin()), False
+            training.task.last_turn = now
             self._patience.renew(now, self._rng)
             self._effects.append(self._training.begin(self._rng))
+
+    def _unable(self) -> str:
+        """What keeps the device from training for any task, for people."""
+        if self._stopping:
+            return "the agent was asked to end"
+        if self._unsaved:
+            return "the disk is full"
+        if not self._gate.may:
+            return self._gate.because
+        return "" if self._budget.may_begin() else self._budget.why() or "no bytes are left of the budget"
 
     def _predict(self, now: float) -> None:
         if not self._settings.predict_s or now < self._predict_at or self._stopping:
@@ -403,12 +407,12 @@ class Agent:
         for task in self._tasks:
             if task.pending:
                 may = task.sending is None or self._budget.may_send(task.sending.cost)
-                why = self._lacking or ("" if may or not task.sending else self._budget.why(task.sending.cost))
+                why = self._saving.lacking or ("" if may or not task.sending else self._budget.why(task.sending.cost))
                 return "uploading" if may else "sleeping", task.name, task.pending.base_version, why
         if not self._gate.may:
             return "sleeping", None, None, self._gate.because
-        if self._lacking:
-            return "sleeping", None, None, self._lacking
+        if self._saving.lacking:
+            return "sleeping", None, None, self._saving.lacking
         for task in self._tasks:
             name, why = task.situation()
             return name, task.name, task.intake.model.version if task.intake.model else None, why
@@ -420,10 +424,10 @@ class Agent:
         times = [self._unsaved.wake_at, self._announce_at, self._health_at, self._telling.wake_at]
         if self._settings.predict_s:
             times.append(self._predict_at)
-        if self._link and not self._lacking:
+        if self._link and not self._saving.lacking:
             times.append(self._patience.wake_at)
         for task in self._tasks:
-            times.append(task.look_at)
+            times += [task.look_at, task.place.wake_at(now)]
             if task.train_at > now:
                 times.append(task.train_at)
             if self._link:

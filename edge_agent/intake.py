@@ -97,6 +97,8 @@ class Intake:
         self.room: int | None = None  # bytes for what begins now; None: any; below 0: nothing goes on
         self._announced: Manifest | None = None  # the manifest, if it fits
         self._hears: dict[Kind, int] = {}  # what is subscribed to of versions, with its QoS
+        self._tries = False  # versions that are not yet the fleet's, too
+        self._tried = -1  # the newest of those that was announced here
         self._broadcast_follows = False
         self._complaints: list[ProtocolError] = []
         self._download: Download | None = None
@@ -110,7 +112,16 @@ class Intake:
         self._hears = {Kind.MANIFEST: 0}
         if self._download is not None:
             self._download.resume()
-        return [Subscribe(((self._topic(Kind.PLAN), 1), (self._topic(Kind.MANIFEST), 0)))]
+        return [Subscribe(((self._topic(Kind.PLAN), 1), *((topic, 0) for topic in self._topics(Kind.MANIFEST))))]
+
+    def try_canary(self, wanted: bool) -> list[Effect]:
+        """Follow the canary's channel beside the fleet's, or no longer; of both, the newer version counts."""
+        if wanted == self._tries:
+            return []
+        self._tries, canary = wanted, self._topic(Kind.MANIFEST, "canary")
+        if Kind.MANIFEST not in self._hears:
+            return []
+        return [Subscribe(((canary, 0),)) if wanted else Unsubscribe((canary,))]
 
     def ask_again(self, at: float) -> None:
         """The gateway's connection is a new one: what was asked of it, and was on its way, is lost."""
@@ -120,7 +131,8 @@ class Intake:
     def leave(self) -> list[Effect]:
         """Hear no more of it."""
         self._hears = {}
-        return [Unsubscribe(tuple(map(self._topic, (Kind.PLAN, Kind.MANIFEST, Kind.BROADCAST))))]
+        manifests = self._topics(Kind.MANIFEST)
+        return [Unsubscribe((self._topic(Kind.PLAN), *manifests, self._topic(Kind.BROADCAST)))]
 
     def take_plan(self, plan: Plan) -> None:
         """A new plan. Raises `ProtocolError(E_SIZE)` for a bundle that no device reads."""
@@ -129,11 +141,18 @@ class Intake:
         self.plan = plan
         self._review()
 
-    def take_manifest(self, manifest: Manifest, *, fresh: bool) -> None:
-        """A version is announced. `fresh`: just now, so that its broadcast follows.
+    def take_manifest(self, manifest: Manifest, *, fresh: bool, channel: str = "stable") -> None:
+        """A version is announced. `fresh`: just now, so that its broadcast follows; the canary's has none.
 
-        Raises `ProtocolError(E_DOWNGRADE)` for a version below the one that is here.
+        What the fleet has may be behind what was tried here, and what is to be tried behind what the fleet has: neither
+        is news. Raises `ProtocolError(E_DOWNGRADE)` for a version below the one that is here.
         """
+        if channel == "canary":
+            if not self._tries or (self.manifest and manifest.version < self.manifest.version):
+                return
+            self._tried, fresh = manifest.version, False
+        elif manifest.version < self._tried:
+            return
         if self.model is not None and manifest.version < self.model.version:
             raise ProtocolError(
                 Code.DOWNGRADE, f"version {manifest.version} after {self.model.version}; they only grow"
@@ -243,13 +262,17 @@ class Intake:
         wanted = {Kind.MANIFEST: 0} if self.hungry or self.model is None else {}
         if self.hungry and self.plan is not None:
             wanted[Kind.BROADCAST] = 0
-        new = tuple((self._topic(kind), qos) for kind, qos in wanted.items() if kind not in self._hears)
-        old = tuple(self._topic(kind) for kind in self._hears if kind not in wanted)
+        new = tuple((t, qos) for kind, qos in wanted.items() if kind not in self._hears for t in self._topics(kind))
+        old = tuple(t for kind in self._hears if kind not in wanted for t in self._topics(kind))
         self._hears = wanted
         return [*([Subscribe(new)] if new else []), *([Unsubscribe(old)] if old else [])]
 
-    def _topic(self, kind: Kind) -> str:
-        return self._identity.topic(kind, task=self.task, channel="stable", version="+")
+    def _topic(self, kind: Kind, channel: str = "stable") -> str:
+        return self._identity.topic(kind, task=self.task, channel=channel, version="+")
+
+    def _topics(self, kind: Kind) -> tuple[str, ...]:
+        both = kind is Kind.MANIFEST and self._tries
+        return (self._topic(kind), self._topic(kind, "canary")) if both else (self._topic(kind),)
 
     def _target(self) -> Target | None:
         """What is wanted next."""

@@ -23,11 +23,12 @@ HEADER = 600  # bytes of an update around its payload and statistics: some 500 w
 
 @dataclass(frozen=True)
 class Training:
-    """A training in hand: what it works for, and the version that it began with."""
+    """A training in hand: what it works for, the version that it began with, and the slot that it is for, if any."""
 
     task: Task
     work: Work
     base: Model
+    slot: str = ""
 
     def begin(self, rng: Generator) -> Train:
         """What the trainer is asked to do; it draws from its own generator."""
@@ -77,6 +78,7 @@ class Training:
             statistics=statistics,
             train_seconds=round(result.train_seconds, 4),
             metrics=dict(result.metrics),
+            slot=self.slot,
         )
         pending = PendingUpdate(
             task=name,

@@ -1,7 +1,7 @@
 """One task as the device lives it: what came in, what is on its way out, and what it waits for."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeGuard
 
 import numpy as np
@@ -11,6 +11,7 @@ from edge_agent.events import Effect, Forget, LocalVector, PendingUpdate, Restor
 from edge_agent.identity import Identity
 from edge_agent.intake import Intake, Model, ReadBundle, Work
 from edge_agent.sending import Sending
+from edge_agent.slots import Lease, Place
 from fl_protocol.bundle import Bundle
 from fl_protocol.messages import Desired, Result, StateName
 from fl_protocol.tensors import Vector
@@ -41,9 +42,15 @@ class Task:
     last_turn: float = 0.0
     seen: int = -1  # the newest version that came, and until when predictions make do with it during a training
     stale_at: float = 0.0
+    place: Place = field(default_factory=Place)
 
     def work_to_do(self, now: float) -> tuple[Work, Model] | None:
-        """What may be trained now: the newest version here, if it has not been trained from before."""
+        """What may be trained now, by the task's word on who takes part, too."""
+        ready = self.trainable(now)
+        return ready if ready and self.place.may_begin(ready[1].version, now) else None
+
+    def trainable(self, now: float) -> tuple[Work, Model] | None:
+        """What could be trained now: the newest version here, if it has not been trained from before."""
         work, model = self.intake.work, self.intake.model
         if (
             not self.desired
@@ -58,6 +65,28 @@ class Task:
         if not self.num_examples or now < self.train_at:
             return None
         return work, model
+
+    def unfit(self, lease: Lease, now: float) -> str:
+        """Why the task keeps the device from training for a slot, for people; empty where it can, or may soon."""
+        plan, model = self.intake.plan, self.intake.model
+        if max(lease.version, model.version if model else 0) <= self.trained:
+            return f"version {self.trained} has been trained from already"
+        if plan is not None and plan.state != "running":
+            return f"the task is {plan.state}"
+        if self.examples_for and not self.num_examples and self.examples_why:
+            return f"no examples: {self.examples_why}"
+        if self.failures and self.train_at > max(now, lease.ends_at):
+            return f"training failed: {self.failed_for}"
+        return ""
+
+    @property
+    def outdated(self) -> bool:
+        """Whether what is on its way out is of a version that the plan no longer takes, as far as is known."""
+        plan, manifest, update = self.intake.plan, self.intake.manifest, self.pending
+        if plan is None or manifest is None or update is None:
+            return False
+        most = 0 if plan.mode == "synchronous" and plan.tiers is None else plan.max_staleness
+        return manifest.version - update.base_version > most
 
     @property
     def next_size(self) -> int:
@@ -111,7 +140,9 @@ class Task:
             return ("sleeping", intake.refused) if intake.refused else ("ready", "fetching the model")
         if self.failures:
             return "sleeping", f"training failed ({self.failed_for}); trying again"
-        return "ready", f"waiting for version {self.trained + 1}" if intake.model.version <= self.trained else ""
+        if intake.model.version <= self.trained and not self.place.rule.invited:
+            return "ready", f"waiting for version {self.trained + 1}"
+        return "ready", self.place.waits_for(intake.model.version)
 
 
 class Tasks:
@@ -129,7 +160,7 @@ class Tasks:
             task.residual, task.personal = restored.residuals.get(name), restored.personal.get(name)
         for pending in restored.pending:
             task = self.known.get(pending.task) or self._add(pending.task)
-            task.pending, task.sending = pending, Sending(pending, identity, 0.0)
+            task.pending, task.sending = pending, Sending(pending, identity, 0.0, restored=True)
 
     def __iter__(self) -> Iterator[Task]:
         """The desired ones."""
@@ -172,6 +203,7 @@ class Tasks:
         effects: list[Effect] = []
         for name in names:
             task = self.known.get(name) or self._add(name)
+            effects += task.intake.try_canary(desired is not None and name in (desired.canary or ()))
             if not task.desired:
                 task.desired = True
                 effects += task.intake.follow()

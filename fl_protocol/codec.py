@@ -32,9 +32,11 @@ MESSAGE_OF: Mapping[Kind, type[m.Message]] = {
     Kind.CHUNK_UP: m.Chunk,
     Kind.GET: m.Get,
     Kind.WANT: m.Want,
+    Kind.SLOT_ANSWER: m.SlotAnswer,
     Kind.GRANT: m.Grant,
     Kind.CHUNK_DOWN: m.Chunk,
     Kind.DELTA: m.Delta,
+    Kind.SLOT: m.Slot,
     Kind.RESULT: m.Result,
     Kind.PLAN: m.Plan,
     Kind.MANIFEST: m.Manifest,
@@ -47,7 +49,9 @@ MESSAGE_OF: Mapping[Kind, type[m.Message]] = {
 BINARY = frozenset({m.Update, m.Envelope, m.Offer, m.Grant, m.Chunk, m.Get, m.Want, m.Delta})
 
 
-SHORT = frozenset({m.Update, m.Want, m.Delta, m.DeviceState, m.Result, m.Manifest})  # said often: without defaults
+SHORT = frozenset(  # said often: without defaults
+    {m.Update, m.Want, m.Delta, m.DeviceState, m.Result, m.Manifest, m.Slot, m.SlotAnswer}
+)
 
 _NAMES: dict[type[m.Message], tuple[str, ...]] = {}
 

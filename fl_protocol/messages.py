@@ -240,6 +240,16 @@ class Want(Message):
     base: Sha256 | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class SlotAnswer(Message):
+    """At `up/slot`: whether the device trains for the slot that it was offered; a decline frees it at once."""
+
+    task: Id
+    slot: Word
+    answer: Literal["accept", "decline"]
+    why: Text = ""
+
+
 # --- the gateway speaks ------------------------------------------------------------------------------------------
 
 Verdict = Literal["accepted", "stale", "rejected", "deferred"]
@@ -285,6 +295,11 @@ class Plan(Signed):
     server_learning_rate: Decimal = "1.0"
     server_momentum: Decimal = "0.0"
     downlink: Settings | None = None  # how versions are published; none: whole, as float32
+    rule: Settings | None = None  # how a buffer becomes a step; none: the mean, by the two exponents above
+    optimizer: Settings | None = None  # how a step is applied; none: SGD, by the server's rate and momentum above
+    participation: Settings | None = None  # who is asked to train; none: whoever is there, at once
+    tiers: Annotated[int, Meta(ge=2, le=8)] | None = None  # synchronous: among devices of like speed only
+    guard: Settings | None = None  # what a release must show before it is published; none: nothing
     stop: Stop = field(default_factory=Stop)
 
 
@@ -325,6 +340,21 @@ class Desired(Signed):
     """Retained at `dev/{id}/twin/desired`: the tasks that the device takes part in."""
 
     tasks: Annotated[tuple[Id, ...], Meta(max_length=64)] = ()
+    canary: Annotated[tuple[Id, ...], Meta(max_length=64)] | None = None  # whose versions it tries: `manifest/canary`
+
+
+@dataclass(frozen=True, kw_only=True)
+class Slot(Signed):
+    """At `dn/slot`: an invitation to train from `version`, or a newer one; a lease that ends in `expires_in_s`.
+
+    The update names it in `Update.slot`. `why` says for people by what the device was chosen.
+    """
+
+    task: Id
+    slot: Word
+    version: Count
+    expires_in_s: Annotated[int, Meta(ge=1, le=10_000_000)]
+    why: Text = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -386,6 +416,9 @@ class TaskStatus(Message):
     bytes_up_float32: Count = 0
     ratio_up: float | None = None
     why: Text = ""
+    invited: Annotated[dict[Id, Text], Meta(max_length=64)] | None = None  # the newest open slots, and why
+    withheld: Count | None = None  # versions that the plan's guard did not let pass, in this life of the model
+    canary: Count | None = None  # the version that a few devices try now
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -405,6 +438,7 @@ class ReleaseMetrics(Message):
     reported: float | None = None
     bytes_up: Count = 0
     seconds: float = 0.0
+    withheld: bool | None = None  # the plan's guard found it too bad: it was never the fleet's
 
 
 @dataclass(frozen=True, kw_only=True)

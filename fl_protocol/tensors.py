@@ -27,6 +27,15 @@ MAX_ELEMENTS = 1 << 28  # 1 GiB of float32: far above any edge model, far below 
 
 
 @dataclass(frozen=True)
+class SparseVector:
+    """A vector of `size` values that are all zero but for those at `indices`, which strictly grow."""
+
+    indices: NDArray[np.int64]
+    values: NDArray[np.float32]
+    size: int
+
+
+@dataclass(frozen=True)
 class TensorEntry:
     """One named float32 tensor of a model and what may be done with it."""
 

@@ -70,7 +70,8 @@ def _disposed_wrongly(store: Sequence[Row]) -> Iterator[str]:
         key = row["device"], row["incarnation"], row["seq"]
         if (row["verdict"] == "accepted") != (row["disposal"] in _DISPOSALS):
             yield f"{_name(key)} was {row['verdict']}, its disposal is {row['disposal']}"
-        if (row["disposal"] == "counted") != (row["version"] is not None):
+        in_version = row["version"] is not None  # of what is quarantined: in one that was withheld, or in none
+        if row["disposal"] in ("counted", "buffered") and in_version != (row["disposal"] == "counted"):
             yield f"{_name(key)} is {row['disposal']}, in version {row['version']}"
         if row["disposal"] == "quarantined" and not row["why"]:
             yield f"{_name(key)} is quarantined without a reason"

@@ -1,6 +1,7 @@
 """After a storm the fleet must be at work again; and at the end of every run the books must balance."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from anabranch.demo.ledgers import compare_ledgers
 from anabranch.simulator.device import DeviceHost
@@ -21,7 +22,7 @@ class Calm:
         self._owed = {
             (device.name, pending.incarnation, pending.seq)
             for device in twin.devices
-            if not device.gone
+            if not device.gone and device.conduct is None
             for pending in device.outbox.pending
         }
 
@@ -56,9 +57,14 @@ def _held_lost(twin: "Twin", device: DeviceHost) -> bool:
 
 
 def at_rest(twin: "Twin") -> str:
-    """Whether every device that can has heard what became of its update."""
-    waits = any(device.runs and device.outbox.pending for device in twin.devices)
+    """Whether every honest device that can has heard what became of its update."""
+    honest = [device for device in twin.devices if device.conduct is None]
+    waits = any(device.runs and device.outbox.pending for device in honest)
     return "" if waits or not twin.gateway.up else "all verdicts are heard"
+
+
+def _rows_of(device: str, rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    return [row for row in rows if row["device"] == device]
 
 
 def final_checks(twin: "Twin") -> None:
@@ -76,7 +82,14 @@ def final_checks(twin: "Twin") -> None:
         }
         for row in store.rows()
     ]
-    agreement = compare_ledgers(rows, {device.name: device.outbox.ledger() for device in twin.devices})
+    # Who breaks the protocol keeps no books to believe: the store is held to its own rows alone.
+    agreement = compare_ledgers(
+        rows,
+        {
+            device.name: device.outbox.ledger() if device.conduct is None else _rows_of(device.name, rows)
+            for device in twin.devices
+        },
+    )
     for contradiction in agreement.contradictions[:5]:
         checker.complain(f"ledgers at the end: {contradiction}")
     if twin.recorder.finished:

@@ -58,6 +58,9 @@ class Checker:
     disposed: dict[Name, int] = field(default_factory=dict)  # version, or -1 for quarantined
     versions: dict[tuple[str, int], str] = field(default_factory=dict)  # (task, version) -> SHA-256
     released: dict[str, int] = field(default_factory=dict)  # SHA-256 -> the first version that it was
+    states: dict[tuple[str, int], g.ReleaseState] = field(default_factory=dict)  # of (task, version)
+    tried: set[tuple[str, int]] = field(default_factory=set)  # (task, version) of every canary
+    set_aside: dict[tuple[str, int], tuple[Name, ...]] = field(default_factory=dict)  # what a canary's version used
     settled: dict[Name, str] = field(default_factory=dict)  # durable on the devices
     books: dict[str, Books] = field(default_factory=dict)
     _newest: dict[str, tuple[int, int]] = field(default_factory=dict)  # device -> boot, bseq of its last live word
@@ -85,8 +88,12 @@ class Checker:
                     self._verdict_is_new((update.device, update.incarnation, update.seq), verdict)
                 case g.RecordVerdict(device, verdict):
                     self._verdict_is_new((device, verdict.incarnation, verdict.seq), verdict)
-                case g.CommitRelease(release):
-                    self._release(release)
+                case g.CommitRelease(release, state):
+                    self._release(release, state)
+                case g.Promote(task, version):
+                    self._judged(task, version, "released")
+                case g.Withhold(task, version):
+                    self._judged(task, version, "withheld")
                 case g.Quarantine(used):
                     for name in used:
                         self._dispose(name, -1)
@@ -98,15 +105,30 @@ class Checker:
         self._hold("one verdict an update", known is None, f"{name} was {known} and is {verdict.verdict} now")
         self.verdicts[name] = verdict.verdict
 
-    def _dispose(self, name: Name, version: int) -> None:
+    def _dispose(self, name: Name, version: int, *, aside: bool = False) -> None:
         accepted, before = self.verdicts.get(name) == "accepted", self.disposed.get(name)
+        others = not aside and any(name in used for used in self.set_aside.values())
+        self._hold("set aside for one version", not others, f"{name} goes to {version}, and the canary tries it")
         self._hold("accepted before counted", accepted, f"{name} goes to {version}, but was {self.verdicts.get(name)}")
         self._hold("counted once", before is None, f"{name} went to {before}, and goes to {version} now")
         self.disposed[name] = version
 
-    def _release(self, release: g.Release) -> None:
-        for name in release.used:
-            self._dispose(name, release.version)
+    def _judged(self, task: str, version: int, state: g.ReleaseState) -> None:
+        """The canary's version is counted or quarantined, with all that it used."""
+        before = self.states.get((task, version))
+        self._hold("judged once", before == "canary", f"version {version} was {before}, and is {state} now")
+        self.states[task, version] = state
+        for name in self.set_aside.pop((task, version), ()):
+            self._dispose(name, version if state == "released" else -1, aside=True)
+
+    def _release(self, release: g.Release, state: g.ReleaseState) -> None:
+        self.states[release.task, release.version] = state
+        if state == "canary":
+            self.tried.add((release.task, release.version))
+            self.set_aside[release.task, release.version] = release.used
+        else:
+            for name in release.used:
+                self._dispose(name, release.version if state == "released" else -1)
         devices = [device for device, _, _ in release.used]
         one_each = len(set(devices)) == len(devices)
         self._hold("one slot a device", one_each, f"version {release.version} counts a device twice: {devices}")
@@ -147,8 +169,11 @@ class Checker:
             found = known and known.verdict
             self._hold("durable before told", same, f"{name} is told {result.verdict}; the disk has {found}")
 
-    def announces(self, task: str, version: int, sha256: str) -> None:
-        """A manifest leaves."""
+    def announces(self, task: str, version: int, sha256: str, channel: str) -> None:
+        """A manifest leaves: the fleet's with a version that is released, the canary's with one to be tried."""
+        state = self.states.get((task, version))
+        fits = (task, version) in self.tried if channel == "canary" else state == "released"
+        self._hold("only what passed is published", fits, f"version {version}, {state}, is announced as {channel}")
         known = self.versions.get((task, version))
         self._hold(
             "durable before announced",

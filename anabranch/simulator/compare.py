@@ -4,7 +4,8 @@ import contextlib
 import json
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from itertools import chain
 from math import sqrt
 from pathlib import Path
 from statistics import fmean, stdev
@@ -64,7 +65,8 @@ class ExperimentRow:
     the versions that validation chose (None: of none). `seconds_to_target` are virtual, the mean over
     the `reached` runs that came to the target at all. `stale_share` of all updates with a final verdict, pooled over
     seeds, like `times_smaller`: the bytes of updates as float32 by the bytes that they were. `failing` are the commands
-    that replay runs with violations.
+    that replay runs with violations. `died` trainings ended with their device, `longest_s` is the longest time without
+    a version, in any of the runs; `tiers` is the last version's metric on the examples of each tier's own devices.
     """
 
     experiment: str
@@ -84,6 +86,9 @@ class ExperimentRow:
     failing: tuple[str, ...]
     test: Estimate | None = None
     test_int8: Estimate | None = None
+    died: int = 0
+    longest_s: float | None = None
+    tiers: dict[str, Estimate] = field(default_factory=dict)
 
 
 def t_975(degrees: int) -> float:
@@ -166,6 +171,12 @@ def _row(name: str, runs: Sequence[Run]) -> ExperimentRow:
         failing=tuple(s.command for s in of if not s.ok),
         test=estimate([s.test_best.value for s in of if s.test_best]),
         test_int8=estimate([s.test_best.int8 for s in of if s.test_best and s.test_best.int8 is not None]),
+        died=sum(s.died for s in of),
+        longest_s=max((s.longest_s for s in of if s.longest_s is not None), default=None),
+        tiers={
+            tier: _mean(s.tiers[tier] for s in of if tier in s.tiers)
+            for tier in dict.fromkeys(chain(*(s.tiers for s in of)))
+        },
     )
 
 
@@ -190,10 +201,12 @@ def compare_table(runs: Iterable[Run]) -> Table:
     table.add_column("experiment", overflow="fold")
     judged = any(row.test for row in rows)
     tests = ("on test", "its int8") if judged else ()
+    tiered, mortal = any(row.tiers for row in rows), any(row.died for row in rows)
     names = (
         "seeds",
         metric,
         *tests,
+        *(("by tier",) if tiered else ()),
         "to target",
         "versions",
         "accepted",
@@ -201,6 +214,7 @@ def compare_table(runs: Iterable[Run]) -> Table:
         "staleness",
         "bytes up",
         "of float32",
+        *(("died training", "longest wait") if mortal else ()),
     )
     for name in (*names, "violations"):
         table.add_column(name, justify="right", overflow="fold")  # narrow terminals break a figure, but hide none
@@ -210,6 +224,7 @@ def compare_table(runs: Iterable[Run]) -> Table:
             str(len(row.seeds)),
             _metric(row, row.value),
             *((_metric(row, row.test), _metric(row, row.test_int8)) if judged else ()),
+            *((_by_tier(row),) if tiered else ()),
             _to_target(row),
             f"{row.versions.mean:,.0f}",
             f"{row.accepted.mean:,.0f}",
@@ -217,6 +232,7 @@ def compare_table(runs: Iterable[Run]) -> Table:
             f"{row.staleness.mean:.1f}",
             _in_units(row.bytes_up.mean, SIZES),
             "-" if row.times_smaller is None else f"1/{row.times_smaller:.1f}",
+            *((f"{row.died:,}", _longest(row)) if mortal else ()),
             "[green]none[/]" if not row.violations else f"[bold red]{row.violations}[/]",
         )
     return table
@@ -232,6 +248,14 @@ def _metric(row: ExperimentRow, value: Estimate | None) -> str:
     if spread is None:
         return mean + missing
     return f"{mean} ± {100 * spread:.2f}{missing}" if share else f"{mean} ± {spread:.2g}{missing}"
+
+
+def _by_tier(row: ExperimentRow) -> str:
+    return "\n".join(f"{escape(tier)} {_metric(row, value)}" for tier, value in row.tiers.items()) or "-"
+
+
+def _longest(row: ExperimentRow) -> str:
+    return "-" if row.longest_s is None else _in_units(row.longest_s, TIMES)
 
 
 def _to_target(row: ExperimentRow) -> str:

@@ -2,8 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
+from anabranch.simulator.attacks.protocol import Conduct, HostileTransport
 from anabranch.simulator.checker import Checker
 from anabranch.simulator.files import MemoryFiles
 from anabranch.simulator.host import Host, Scene
@@ -35,7 +37,11 @@ EMPTY_BATTERY = Reading(battery_pct=1.0, charging=False)  # what closes the gate
 
 @dataclass(frozen=True)
 class DeviceSpec:
-    """One machine as it was drawn; `slowness` multiplies the reference machine's time for a step."""
+    """One machine as it was drawn; `slowness` multiplies the reference machine's time for a step.
+
+    A training that begins before `dies_until_s` kills it with the probability `dies`, at a random moment; it is back
+    after `back_s` seconds, half of that more or less.
+    """
 
     name: str
     number: int
@@ -44,6 +50,9 @@ class DeviceSpec:
     memory_mb: float = 1024.0
     link: LinkSpec = LinkSpec()  # noqa: RUF009  # frozen
     attack: str = ""
+    dies: float = 0.0
+    back_s: float = 600.0
+    dies_until_s: float = float("inf")
 
 
 @dataclass(frozen=True)
@@ -91,14 +100,21 @@ class _NoPredictor:
 
 
 class DeviceHost(Host):
-    """One device: its disk (`outbox`, `files`) outlives its programs."""
+    """One device: its disk (`outbox`, `files`) outlives its programs. With a `conduct` it breaks the protocol."""
 
     def __init__(
-        self, scene: Scene, spec: DeviceSpec, common: Common, key: SigningKey, dataset: Dataset, files: MemoryFiles
+        self,
+        scene: Scene,
+        spec: DeviceSpec,
+        common: Common,
+        key: SigningKey,
+        dataset: Dataset,
+        files: MemoryFiles,
+        conduct: Conduct | None = None,
     ) -> None:
         super().__init__(scene, spec.name)
         self.spec, self.common, self.key, self.files = spec, common, key, files
-        self.source = HeldExamples(dataset)
+        self.source, self.conduct = HeldExamples(dataset), conduct
         self.rng = self.world.generator("device", spec.name)
         self.outbox = MemoryOutbox(self.crash_point, self.rng)
         self.outbox.on_durable = self._durable
@@ -112,6 +128,8 @@ class DeviceHost(Host):
         self.may_train = True
         self.clock_ms = EPOCH_MS  # what its wall clock said at the start; faults move it
         self.awake_s = self.trained_s = 0.0
+        self.begun = self.died = 0  # trainings, and those that the machine died of
+        self._fate = self.world.rng("dies", spec.name)
         self._service: Service | None = None
         self._worker: VirtualWorker | None = None
         self._earlier = (0, 0)  # bytes of earlier programs
@@ -163,9 +181,16 @@ class DeviceHost(Host):
         )
         checker = common.checker
         self._worker = VirtualWorker(
-            self.world, self.name, self._pace, common.learning, self.wake_at, checker.begins, checker.learnt
+            self.world,
+            self.name,
+            self._pace,
+            common.learning,
+            self.wake_at,
+            checker.begins,
+            checker.learnt,
+            self._begins,
         )
-        self.transport = LinkedTransport(
+        self.transport = (HostileTransport if self.conduct else LinkedTransport)(
             self.world,
             self.scene.trace,
             common.broker,
@@ -177,6 +202,8 @@ class DeviceHost(Host):
             rng=self.rng,
             reconnect_max_s=common.reconnect_max_s,
         )
+        if self.conduct and isinstance(self.transport, HostileTransport):
+            self.transport.betray(self.conduct, identity, lambda: self.outbox.pending)
         objects = Objects(OBJECTS, self.files, lambda: self._wall_ms() / 1000)
         self._service = Service(
             Agent(identity, info, common.settings, restored, self.rng, common.read_bundle, objects.parts),
@@ -200,7 +227,8 @@ class DeviceHost(Host):
         self._service.step(0.0)
         if self.transport:
             self.common.checker.bounded(f"the queue of {self.name}", self.transport.backlog, OUTGOING_BYTES)
-        return self._service.wake_at
+        also_at = self.transport.misbehave() if isinstance(self.transport, HostileTransport) else float("inf")
+        return min(self._service.wake_at, also_at)
 
     def fall(self, death: Death, *, noticed: bool) -> None:
         """Let go of the program; the disk loses what it loses."""
@@ -216,6 +244,19 @@ class DeviceHost(Host):
     def excuse(self, error: Exception) -> bool:
         """A disk that fails ends the agent, and so does a full one at its start, with a word to its operator."""
         return isinstance(error, ConfigError) and (self.files_fail or self.outbox.full)
+
+    def _begins(self, seconds: float) -> None:
+        """A training of so many seconds; the power may go in the middle of it, and no will is heard before its time."""
+        self.begun += 1
+        spec, fate = self.spec, self._fate
+        if spec.dies and self.world.now < spec.dies_until_s and fate.random() < spec.dies:
+            down_s = spec.back_s * fate.uniform(0.5, 1.5)
+            self.world.after(fate.uniform(0.0, seconds), partial(self._dies_training, self.boots, down_s))
+
+    def _dies_training(self, boot: int, down_s: float) -> None:
+        if self.up and self.boots == boot:
+            self.died += 1
+            self.kill("power", down_s=down_s)
 
     def _sensors(self) -> Reading:
         return replace(Reading() if self.may_train else EMPTY_BATTERY, local_s=self._wall_ms() / 1000)

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta
 
+from anabranch.simulator.attacks.kinds import read_terms
 from anabranch.simulator.link import LinkSpec
 from broker_aggregator.config import decimals
 from fl_protocol.errors import ConfigError
@@ -21,7 +22,7 @@ Share = Annotated[float, Meta(ge=0, le=1)]
 Count = Annotated[int, Meta(ge=0, le=1_000_000)]
 Deed = Literal[
     "cut", "partition", "slow", "kill", "power", "leave", "freeze", "clock", "disk-full", "disk-fails", "gate",
-    "lose", "double", "reorder", "late", "tamper", "half-dies",
+    "lose", "double", "reorder", "late", "tamper", "half-dies", "lost",
     "broker-stops", "broker-restart", "broker-forgets", "broker-wiped",
 ]  # fmt: skip
 
@@ -75,6 +76,8 @@ class FleetSection:
     slow_by: Positive = 10.0
     late: tuple[Id, ...] = ()  # start at `late_s`
     late_s: NotNegative = 0.0
+    dies: Share = 0.0  # of the trainings that begin: the machine dies without a word in the middle of it
+    back_s: Positive = 600.0  # and is back after about so long
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,12 +199,15 @@ class EventSection:
 
 @dataclass(frozen=True, kw_only=True)
 class AttackSection:
-    """A share of the devices, or those named, that lie: see `learning.ATTACKS`."""
+    """A share of the devices, or those named, that attack: see `attacks.kinds`. What is null is as the kind has it."""
 
     kind: str
     share: Share = 0.0
     devices: tuple[Id, ...] = ()
-    scale: Positive = 1.0
+    scale: Annotated[float, Meta(gt=0, le=1000)] | None = None
+    target: Count | None = None  # a backdoor's label,
+    poisoned: Share | None = None  # and the share of its examples that teach it
+    every_s: Annotated[float, Meta(ge=0.05, le=86400)] | None = None  # between two updates that nobody asked for
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -265,6 +271,8 @@ def load_experiment(path: Path) -> Experiment:
         raise ConfigError(f"{path}: the shares of fleet.tiers add up to {shares:g}", "make them add up to 1")
     if experiment.training.real and experiment.data.source == "stand-in":
         raise ConfigError(f"{path}: training.real with stand-in data", "name a data.source, or leave out training.real")
+    for number, section in enumerate(experiment.attacks):
+        read_terms(section, f"{path}: attacks[{number}]")
     trace = experiment.availability.trace
     if experiment.availability.kind == "trace" and trace is None:
         raise ConfigError(f"{path}: availability.trace is missing", "name a CSV file with device,start_s,end_s")

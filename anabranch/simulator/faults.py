@@ -31,11 +31,11 @@ _WEIGHTS: Mapping[Deed, float] = {
     "broker-stops": 1, "broker-restart": 1, "broker-forgets": 1, "broker-wiped": 1,
 }  # fmt: skip
 _OF_DEVICES = frozenset({"gate", "leave"})
-_OF_BROKER = frozenset({"broker-stops", "broker-restart", "broker-forgets", "broker-wiped", "half-dies"})
+_OF_BROKER = frozenset({"broker-stops", "broker-restart", "broker-forgets", "broker-wiped", "half-dies", "lost"})
 # What an event's `amount` may be, and is unless told: a share, seconds or times.
 _AMOUNTS: Mapping[str, tuple[float, float, float]] = {
     "lose": (0.0, 1.0, 0.5), "double": (0.0, 1.0, 0.5), "tamper": (0.0, 1.0, 0.5), "reorder": (0.001, 1e6, 0.5),
-    "late": (0.001, 1e6, 60.0), "slow": (0.001, 1e6, 10.0), "clock": (-1e9, 1e9, 3600.0),
+    "lost": (0.0, 1.0, 0.5), "late": (0.001, 1e6, 60.0), "slow": (0.001, 1e6, 10.0), "clock": (-1e9, 1e9, 3600.0),
 }  # fmt: skip
 
 
@@ -214,6 +214,12 @@ class Faults:
         match fault.deed:
             case "half-dies":
                 for host in self._twin.devices[::2]:
+                    host.leave()
+                return
+            case "lost":
+                devices = self._twin.devices
+                lost = self._twin.world.rng("lost", fault.number).sample(devices, round(fault.amount * len(devices)))
+                for host in sorted(lost, key=lambda host: host.name):
                     host.leave()
                 return
             case "broker-wiped":

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from anabranch.simulator.attacks.poison import Backdoor
 from anabranch.simulator.data import load_shares
 from anabranch.simulator.experiment import Experiment
 from anabranch.simulator.results import NO_FINALS, Finals, Measurement
@@ -57,10 +58,53 @@ def _test_set(experiment: Experiment, bundle: Bundle, seed: int) -> Examples | N
 
 
 def measure_finals(twin: Twin) -> Finals:
-    """The best version and the last one on the test set, after real training."""
-    recorder = twin.recorder
-    if not twin.experiment.training.real or not recorder.version:
+    """The best version and the last one on the test set, and the last one tier by tier, after real training."""
+    if not twin.experiment.training.real or not twin.recorder.version:
         return NO_FINALS
+    return replace(_judge(twin), tiers=measure_tiers(twin), backdoor_success=measure_backdoor(twin))
+
+
+def measure_tiers(twin: Twin) -> dict[str, float]:
+    """The last version on the examples of each tier's own devices; on what they train on, where they hold none out."""
+    release, values = twin.store.release(twin.task), {}
+    for tier in dict.fromkeys(tier.name for tier in twin.experiment.fleet.tiers):
+        of_tier = [device for device in twin.devices if device.spec.tier == tier and not device.spec.attack]
+        mine = [device.source.dataset for device in of_tier]
+        held_out = [data.validation for data in mine if len(data.validation)]
+        parts = held_out or [data.train for data in mine]
+        if parts:
+            _, values[tier] = Evaluator(twin.bundle, Examples.concatenate(parts)).measure(release.vector)
+    return values
+
+
+def measure_backdoor(twin: Twin) -> float | None:
+    """The share of held-out examples of other classes that the last version's int8 model takes for the backdoor's
+    target once they bear its trigger; of the test set where there is one. None without a backdoor."""
+    backdoor = twin.attackers.backdoor
+    if backdoor is None:
+        return None
+    examples = _test_set(twin.experiment, twin.bundle, twin.seed)
+    held_out = twin.held_out if examples is None else examples
+    if held_out is None:
+        return None
+    return success(twin.bundle, twin.store.release(twin.task), backdoor, held_out)
+
+
+def success(bundle: Bundle, release: Release, backdoor: Backdoor, examples: Examples) -> float | None:
+    """What `measure_backdoor` tells of one version on these examples; None where all are of the target's class."""
+    victims = backdoor.victims(examples)
+    if not len(victims):
+        return None
+    session = open_session(int8_model(bundle, release.vector))
+    aim = np.full(len(victims), backdoor.target)
+    parts = [slice(start, start + BATCH) for start in range(0, len(victims), BATCH)]
+    hits = sum(_correct(session.run(None, {"x": victims.x[p]})[0], aim[p]).sum() for p in parts)
+    return float(hits / len(victims))
+
+
+def _judge(twin: Twin) -> Finals:
+    """The best version and the last one on the test set."""
+    recorder = twin.recorder
     examples = _test_set(twin.experiment, twin.bundle, twin.seed)
     if examples is None:
         return NO_FINALS

@@ -31,6 +31,9 @@ def draw_devices(experiment: Experiment, names: Sequence[str], world: World) -> 
                 memory_mb=tier.memory_mb if tier and tier.memory_mb else fleet.memory_mb,
                 link=experiment.link.spec(tier),
                 attack=attacks.get(name, ""),
+                dies=fleet.dies,
+                back_s=fleet.back_s,
+                dies_until_s=experiment.faults.storm_s or float("inf"),
             )
         )
     return specs

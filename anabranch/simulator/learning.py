@@ -9,7 +9,6 @@ decides when the outcome is there.
 import hashlib
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
@@ -21,11 +20,9 @@ from edge_agent.sources import Dataset, Examples
 from edge_agent.trainer import OnnxTrainer
 from edge_agent.training import TrainingResult, WorkOrder
 from fl_protocol.bundle import Bundle
-from fl_protocol.errors import ConfigError
 from fl_protocol.tensors import Vector
 
 Outcome = Callable[[], TrainingResult]  # may raise ProtocolError
-Attack = Callable[[TrainingResult, Train], TrainingResult]
 
 
 class Learning(Protocol):
@@ -146,58 +143,3 @@ class StandInLearning:
 
     def _metric(self, excess: float) -> float:
         return float(np.exp(-excess / self._start)) if self._start else 1.0
-
-
-class Attacked:
-    """A `Learning` some of whose devices lie: the door for the attacks that aggregation has to stand."""
-
-    def __init__(self, inner: Learning, attacks: Mapping[str, Attack]) -> None:
-        self._inner, self._attacks = inner, attacks
-
-    def begin(self, device: str, order: Train, dataset: Dataset) -> Outcome:
-        """See `Learning.begin`."""
-        outcome = self._inner.begin(device, order, dataset)
-        attack = self._attacks.get(device)
-        return outcome if attack is None else lambda: attack(outcome(), order)
-
-    def measure(self, vector: Vector) -> tuple[float, float] | None:
-        """See `Learning.measure`."""
-        return self._inner.measure(vector)
-
-
-def _scaled(result: TrainingResult, order: Train, factor: float) -> TrainingResult:
-    base = order.base[: len(result.parameters)]
-    return replace(result, parameters=(base + np.float32(factor) * (result.parameters - base)).astype(np.float32))
-
-
-def sign_flip(scale: float) -> Attack:
-    """Sends -scale times what was learnt."""
-    return lambda result, order: _scaled(result, order, -scale)
-
-
-def free_ride(_scale: float) -> Attack:
-    """Learns nothing, and sends that."""
-    return lambda result, order: _scaled(result, order, 0.0)
-
-
-def noise(scale: float) -> Attack:
-    """Sends noise as large as `scale` times what was learnt."""
-
-    def attack(result: TrainingResult, order: Train) -> TrainingResult:
-        base = order.base[: len(result.parameters)]
-        norm = float(np.linalg.norm(result.parameters - base))
-        step = order.rng.standard_normal(len(base)).astype(np.float32)
-        step *= np.float32(scale * norm / max(1e-12, float(np.linalg.norm(step))))
-        return replace(result, parameters=base + step)
-
-    return attack
-
-
-ATTACKS: Mapping[str, Callable[[float], Attack]] = {"sign-flip": sign_flip, "free-ride": free_ride, "noise": noise}
-
-
-def make_attack(name: str, scale: float) -> Attack:
-    """The attack of that name. Raises `ConfigError`."""
-    if name not in ATTACKS:
-        raise ConfigError(f"there is no attack {name!r}", f"one of: {', '.join(sorted(ATTACKS))}")
-    return ATTACKS[name](scale)

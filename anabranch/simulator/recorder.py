@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from anabranch.simulator.results import NO_FINALS, DeviceRow, Finals, LedgerRow, ReleaseRow, RunSummary
@@ -33,6 +34,7 @@ class Recorder:
         self.finished = ""
         self.started_at: float | None = None
         self.calm_s: float | None = None
+        self._ended_at: float | None = None
         self._staleness = 0
         self._unmeasured: dict[int, ReleaseRow] = {}
         self._sha256 = ""
@@ -49,10 +51,21 @@ class Recorder:
         trace = self._twin.trace
         for effect in effects:
             match effect:
-                case g.CommitRelease(release):
-                    trace.line("gateway", f"commits version {release.version} of {len(release.used)} {release.sha256}")
-                    self._release(release)
-                case g.SaveEvaluation(_, version, loss, value):
+                case g.CommitRelease(release, state):
+                    how = "" if state == "released" else f", {state}"
+                    trace.line(
+                        "gateway", f"commits version {release.version} of {len(release.used)} {release.sha256}{how}"
+                    )
+                    if state == "released":
+                        self._release(release)
+                    self.quarantined += len(release.used) if state == "withheld" else 0
+                case g.Promote(task, version):
+                    trace.line("gateway", f"promotes version {version}")
+                    self._release(self._twin.store.release(task, version))
+                case g.Withhold(task, version, why):
+                    trace.line("gateway", f"withholds version {version}: {why}")
+                    self.quarantined += len(self._twin.store.release(task, version).used)
+                case g.SaveEvaluation(task, version, loss, value) if version in self._twin.store.values(task):
                     self.value, self.loss = value, loss
                     if improves(value, self.best_value, self._twin.bundle.better):
                         self.best, self.best_value = self._twin.store.release(self._twin.task, version), value
@@ -63,9 +76,10 @@ class Recorder:
                     if plan.state == "running" and self.started_at is None:
                         self.started_at = self._twin.world.now
                     self.finished = f"{plan.state}: {saved.why}" if plan.state in ENDED else ""
+                    self._ended_at = self._twin.world.now if self.finished else None
                 case g.RecordUpdate(update, verdict):
                     trace.line("gateway", f"records {update.device} {update.seq} {verdict.verdict}")
-                    if "value" in (said := update.metrics):
+                    if "value" in (said := update.metrics) and update.device not in self._twin.attackers.terms:
                         self._reports[update.device] = said["value"], said.get("validation_examples", 1.0)
                 case _:
                     pass
@@ -159,7 +173,21 @@ class Recorder:
             test_best=finals.best,
             test_last=finals.last,
             reported=self.reported,
+            begun=sum(device.begun for device in twin.devices),
+            died=sum(device.died for device in twin.devices),
+            longest_s=self._longest_s,
+            tiers=dict(finals.tiers),
+            backdoor_success=finals.backdoor_success,
         )
+
+    @property
+    def _longest_s(self) -> float | None:
+        """The longest time without a version; None without any."""
+        if not self.rows:
+            return None
+        end_s = (self._ended_at or self._twin.world.now) - (self.started_at or 0.0)
+        times = [0.0, *(row.t_s for row in self.rows), end_s]
+        return max(later - earlier for earlier, later in pairwise(times))
 
     def _replayed(self) -> tuple[int, int]:
         """Releases made again from the store, bit for bit, and of how many; each that differs is a broken invariant."""
@@ -201,6 +229,8 @@ class Recorder:
                 staleness_mean=staleness[device.name] / max(1, by_device[device.name]["counted"]),
                 bytes_up=device.bytes_sent,
                 bytes_down=device.bytes_received,
+                begun=device.begun,
+                died=device.died,
             )
             for device in self._twin.devices
         ]

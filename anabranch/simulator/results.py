@@ -13,7 +13,7 @@ written as null.
 """
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -45,10 +45,12 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Finals:
-    """The version that validation chose, and the last one, on the test set; None: not measured."""
+    """The version that validation chose, and the last, on the test set; None: not measured. The rest: `RunSummary`."""
 
     best: Measurement | None = None
     last: Measurement | None = None
+    tiers: Mapping[str, float] = field(default_factory=dict)
+    backdoor_success: float | None = None
 
 
 NO_FINALS = Finals()
@@ -66,7 +68,11 @@ class RunSummary:
     sockets; `update_bytes` are those of updates with their topics, `update_bytes_float32` of the same updates as plain
     float32 with nothing around them. `verdicts` counts updates by verdict, `checks` how often each invariant was
     checked; `replayed` are the releases made again bit for bit, and of how many. `calm_s` is how long after its storm
-    the fleet was at work again. Times are in seconds: `virtual_s` of the fleet's clock, `wall_s` of ours.
+    the fleet was at work again. Of `begun` trainings `died` ended with their device; `longest_s` is the longest time
+    without a version, from the task's start to its end. `tiers` is the last version's metric on the examples of each
+    tier's own devices: those that they hold out, or where the data holds none out, those that they train on.
+    `backdoor_success` is the share of held-out examples of other classes that the last version's int8 model takes for
+    the target once they bear the trigger. Times are in seconds: `virtual_s` of the fleet's, `wall_s` of our clock.
     """
 
     experiment: str
@@ -103,6 +109,11 @@ class RunSummary:
     test_best: Measurement | None = None
     test_last: Measurement | None = None
     reported: float | None = None
+    begun: int = 0
+    died: int = 0
+    longest_s: float | None = None
+    tiers: dict[str, float] = field(default_factory=dict)
+    backdoor_success: float | None = None
 
     @property
     def ok(self) -> bool:
@@ -136,7 +147,7 @@ class DeviceRow:
     """One device: `awake_s` and `train_s` in virtual seconds; `trained` updates made, and what became of them.
 
     `slowness` is how many times longer than the reference machine it takes for a step; `pending` updates had no verdict
-    at the end; bytes are counted at its sockets.
+    at the end; bytes are counted at its sockets. Of `begun` trainings it `died` in so many.
     """
 
     device: str
@@ -155,6 +166,8 @@ class DeviceRow:
     staleness_mean: float
     bytes_up: int
     bytes_down: int
+    begun: int = 0
+    died: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -14,7 +14,8 @@ from anabranch.simulator.power import CrashPoint, never
 from broker_aggregator import events as e
 from broker_aggregator.fleet import Device
 from broker_aggregator.releasing import Buffered
-from broker_aggregator.restoring import KeptTask, Loaded, not_kept, restored_fleet, restored_task
+from broker_aggregator.restoring import KeptCanary, KeptTask, Loaded, not_kept, restored_fleet, restored_task
+from broker_aggregator.store import DISPOSALS
 from broker_aggregator.task import KEPT_NORMS
 from fl_protocol.messages import DeviceState, Plan, Result, Update
 from fl_protocol.tensors import ModelLayout, vector_bytes
@@ -33,7 +34,7 @@ class Row(NamedTuple):
     num_bytes: int
     verdict: Result  # as first told
     disposal: str | None = None  # "buffered" | "counted" | "quarantined", None: was refused
-    version: int | None = None  # that counted it
+    version: int | None = None  # that counted it; of a canary, or withheld: that would have
     place: int | None = None  # in the order of summation
     staleness: int | None = None  # when it was counted
     why: str = ""
@@ -50,6 +51,7 @@ class _Version(NamedTuple):
     sha256: str
     value: float | None = None
     loss: float | None = None
+    state: e.ReleaseState = "released"
 
 
 class _Member(NamedTuple):
@@ -100,8 +102,12 @@ class MemoryStore(Journal[e.Durable]):
             case e.RecordVerdict(device, verdict, base_version, num_bytes):
                 name = device, verdict.incarnation, verdict.seq
                 self._record(Row(*name, verdict.task, base_version, num_bytes, verdict))
-            case e.CommitRelease(release):
-                self._commit(release)
+            case e.CommitRelease():
+                self._commit(effect)
+            case e.Promote(task, version):
+                self._judge(task, version, "released", "counted", "")
+            case e.Withhold(task, version, why):
+                self._judge(task, version, "withheld", "quarantined", why)
             case e.Quarantine(used, why):
                 for name in used:
                     self._set(self._ledger, name, self._waiting(name)._replace(disposal="quarantined", why=why))
@@ -133,20 +139,32 @@ class MemoryStore(Journal[e.Durable]):
             raise sqlite3.IntegrityError(f"UNIQUE constraint failed: {name} is in the ledger")
         self._set(self._ledger, name, row)
 
-    def _commit(self, release: e.Release) -> None:
+    def _commit(self, effect: e.CommitRelease) -> None:
+        release, disposal = effect.release, DISPOSALS[effect.state]
         versions = self._releases.setdefault(release.task, {})
         if release.version in versions:
             raise sqlite3.IntegrityError(f"UNIQUE constraint failed: {release.task} has version {release.version}")
-        self._set(versions, release.version, _Version(release, release.share, release.sha256))
+        made = _Version(release, release.share, release.sha256, state=effect.state)
+        self._set(versions, release.version, made)
         for place, (name, staleness) in enumerate(zip(release.used, release.staleness, strict=True)):
             row = self._waiting(name)
-            counted = (*row[:7], "counted", release.version, place, staleness, "", *row[12:])
+            counted = (*row[:7], disposal, release.version, place, staleness, effect.why, *row[12:])
             self._set(self._ledger, name, Row._make(counted))  # half the time of _replace
         self._prune(versions, release.version - self.keep_releases)
 
+    def _judge(self, task: str, version: int, state: e.ReleaseState, disposal: str, why: str) -> None:
+        row = self._of(task).get(version)
+        if row is None or row.state != "canary" or row.release is None:
+            raise sqlite3.IntegrityError(
+                f"version {version} of {task} is not with the canary: it would be judged twice"
+            )
+        self._set(self._releases[task], version, row._replace(state=state))
+        for name in row.release.used:
+            self._set(self._ledger, name, self._ledger[name]._replace(disposal=disposal, why=why))
+
     def _waiting(self, name: Name) -> Row:
         row = self._ledger.get(name)
-        if row is None or row.disposal != "buffered":
+        if row is None or row.disposal != "buffered" or row.version is not None:
             raise sqlite3.IntegrityError(f"update {name} is not waiting in a buffer: it would be counted twice")
         return row
 
@@ -193,18 +211,23 @@ class MemoryStore(Journal[e.Durable]):
     def _kept_task(self, saved: e.SaveTask) -> KeptTask:
         name = saved.plan.task
         plan, release = self.plan(name), self.release(name)
-        versions = [self._of(name)[version] for version in sorted(self._of(name)) if version >= plan.origin]
+        since = {v: row for v, row in sorted(self._of(name).items()) if v >= plan.origin}
+        made = [v for v, row in self._of(name).items() if row.share > 0 and row.state == "released"]
+        canary = next((v for v, row in since.items() if row.state == "canary"), None)
         buffered, in_vain = [], 0
         numbers: Counter[str] = Counter()
         num_bytes: Counter[str] = Counter()
         norms: deque[float] = deque(maxlen=KEPT_NORMS)
+        taken: dict[str, int] = {}
         for row in self._ledger.values():
             if row.task != name:
                 continue
             numbers[row.verdict.verdict] += 1
             num_bytes[row.verdict.verdict] += row.num_bytes
             in_vain += row.disposal is None and row.base_version == release.version
-            if row.disposal == "buffered":
+            if row.disposal is not None:
+                taken[row.device] = max(row.base_version, taken.get(row.device, -1))
+            if row.disposal == "buffered" and row.version is None:
                 buffered.append(_buffered(row))
             if row.norm is not None and row.scale is not None and row.base_version >= plan.origin:
                 norms.append(row.norm * row.scale)
@@ -216,14 +239,22 @@ class MemoryStore(Journal[e.Durable]):
             elapsed_s=saved.elapsed_s,
             why=saved.why,
             release=release,
-            made=sum(row.share > 0 for row in self._of(name).values()),
+            made=len(made),
             buffered=buffered,
             in_vain=in_vain,
-            measured=[(row.value, row.loss) for row in versions if row.value is not None],
+            measured=[(r.value, r.loss) for r in since.values() if r.value is not None and r.state == "released"],
             verdicts=[(verdict, numbers[verdict], num_bytes[verdict]) for verdict in numbers],
             norms=list(norms),
             better=saved.better,
+            withheld=[v for v, row in since.items() if row.state == "withheld"],
+            last_made=max(made, default=-1),
+            canary=self._kept_canary(name, canary) if canary is not None else None,
+            taken=sorted(taken.items()),
         )
+
+    def _kept_canary(self, task: str, version: int) -> KeptCanary:
+        row = self._of(task)[version]
+        return KeptCanary(self.release(task, version), row.value, row.loss, self.counted_in(task, version))
 
     def plan(self, task: str, revision: int | None = None) -> Plan:
         """A task's plan, the newest revision unless told."""
@@ -235,19 +266,25 @@ class MemoryStore(Journal[e.Durable]):
         return self._plans[task][revision][1]
 
     def releases(self, task: str) -> list[int]:
-        """The versions whose vector is still kept, oldest first."""
-        return sorted(version for version, row in self._of(task).items() if row.release is not None)
+        """The released versions whose vector is still kept, oldest first."""
+        return list(self.values(task))
+
+    def values(self, task: str) -> dict[int, float | None]:
+        """What those versions measured on the held-out set, None where they were not; oldest first."""
+        kept = sorted(self._of(task).items())
+        return {v: row.value for v, row in kept if row.release is not None and row.state == "released"}
 
     def release(self, task: str, version: int | None = None) -> e.Release:
-        """A version with its vector, the newest unless told. Raises `ConfigError` for one that is not kept."""
+        """A version with its vector, the newest released one unless told. Raises `ConfigError` for one not kept."""
         versions = self._of(task)
-        row = versions.get(max(versions, default=0) if version is None else version)
+        newest = max((v for v, row in versions.items() if row.state == "released"), default=-1)
+        row = versions.get(newest if version is None else version)
         if row is None or row.release is None:
             raise not_kept(task, version, self._tasks)
         return row.release
 
     def counted_in(self, task: str, version: int) -> list[Buffered]:
-        """The updates that a kept version counted, in the order of their summation."""
+        """The updates that a kept version counted, or would have, in the order of their summation."""
         row = self._of(task).get(version)
         return [_buffered(self._ledger[name]) for name in row.release.used] if row and row.release else []
 
@@ -271,8 +308,8 @@ class MemoryStore(Journal[e.Durable]):
         return row.verdict if row else None
 
     def durable_version(self, task: str) -> tuple[int, str] | None:
-        """Number and SHA-256 of the newest version that is on the disk, None where none is."""
-        versions = self._synced(self._of(task))
+        """Number and SHA-256 of the newest released version that is on the disk, None where none is."""
+        versions = {v: row for v, row in self._synced(self._of(task)).items() if row.state == "released"}
         newest = max(versions, default=None)
         return None if newest is None else (newest, versions[newest].sha256)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from anabranch.simulator import data as datasets
+from anabranch.simulator.attacks.attackers import Attackers
 from anabranch.simulator.cache import ResultCache
 from anabranch.simulator.calm import Calm, at_rest, final_checks
 from anabranch.simulator.checker import Checker
@@ -17,7 +18,7 @@ from anabranch.simulator.files import Contents, MemoryFiles
 from anabranch.simulator.fleet import draw_devices, live, spells
 from anabranch.simulator.gateway import GatewayHost
 from anabranch.simulator.host import Host, Scene
-from anabranch.simulator.learning import Attacked, Learning, OnnxLearning, StandInLearning, make_attack
+from anabranch.simulator.learning import Learning, OnnxLearning, StandInLearning
 from anabranch.simulator.operator import Operator
 from anabranch.simulator.recorder import Recorder
 from anabranch.simulator.store_model import MemoryStore
@@ -75,14 +76,25 @@ class Twin:
         self.recorder = recorder or Recorder()
         self.recorder.watch(self)
         specs = draw_devices(experiment, names, self.world)
-        self.learning = self._learning(shares, {s.name: s.attack for s in specs if s.attack}, cache)
+        drawn = {spec.name: spec.attack for spec in specs if spec.attack}
+        self.attackers = Attackers.of(experiment, drawn, shares.devices, self.bundle, self.world)
+        self.held_out = shares.held_out
+        self.learning = self.attackers.learning(self._learning(shares, cache))
         self._scene = Scene(self.world, self.trace, self.speaker, self.checker.complain)
         fleet_key = self._key("fleet")
         self.gateway = self._gateway(fleet_key, {name: self._key(name).public for name in names}, data)
         self.operator = Operator(self.world, self.broker, FLEET, fleet_key, self.gateway.now_ms)
         common, contents = self._common(fleet_key.public, data), Contents(256)
         self.devices = [
-            DeviceHost(self._scene, spec, common, self._key(spec.name), dataset, MemoryFiles(contents=contents))
+            DeviceHost(
+                self._scene,
+                spec,
+                common,
+                self._key(spec.name),
+                self.attackers.examples(spec.name, dataset, self.bundle, self.world),
+                MemoryFiles(contents=contents),
+                self.attackers.conducts.get(spec.name),
+            )
             for spec, (_, dataset) in zip(specs, shares.devices, strict=True)
         ]
         self._hosts: dict[str, Host] = {host.name: host for host in self.hosts()}
@@ -108,20 +120,13 @@ class Twin:
     def _key(self, name: str) -> SigningKey:
         return SigningKey(hashlib.sha256(f"{self.seed}/key/{name}".encode()).digest())
 
-    def _learning(self, shares: datasets.Shares, liars: dict[str, str], cache: ResultCache | None) -> Learning:
+    def _learning(self, shares: datasets.Shares, cache: ResultCache | None) -> Learning:
         experiment = self.experiment
-        learning: Learning
         if experiment.training.real:
-            learning = OnnxLearning(self.bundle, shares.held_out, experiment.training.threads, cache)
-        else:
-            numbers = {name: number for number, (name, _) in enumerate(shares.devices)}
-            d = experiment.data
-            learning = StandInLearning(self.bundle, numbers, spread=d.spread, noise=d.noise, seed=self.seed)
-        attacks = {
-            name: make_attack(experiment.attacks[int(n)].kind, experiment.attacks[int(n)].scale)
-            for name, n in liars.items()
-        }
-        return Attacked(learning, attacks) if attacks else learning
+            return OnnxLearning(self.bundle, shares.held_out, experiment.training.threads, cache)
+        numbers = {name: number for number, (name, _) in enumerate(shares.devices)}
+        d = experiment.data
+        return StandInLearning(self.bundle, numbers, spread=d.spread, noise=d.noise, seed=self.seed)
 
     def _gateway(self, key: SigningKey, devices: dict[str, str], bundle: bytes) -> GatewayHost:
         settings = self.experiment.gateway

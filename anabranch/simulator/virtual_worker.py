@@ -23,7 +23,8 @@ class Pace:
 class VirtualWorker:
     """Trains one order at a time. `wake_at` is told when the outcome will be there; `spent_s` sums the time it took.
 
-    `on_begin` and `on_learnt` look on: (device, order) and (device, order, result).
+    `on_begin` and `on_learnt` look on: (device, order) and (device, order, result); `on_pace` hears how many seconds a
+    training that begins will take.
     """
 
     def __init__(
@@ -35,9 +36,10 @@ class VirtualWorker:
         wake_at: Callable[[float], None],
         on_begin: Callable[[str, Train], None],
         on_learnt: Callable[[str, Train, TrainingResult], None],
+        on_pace: Callable[[float], None] = lambda _: None,
     ) -> None:
         self._world, self._device, self._pace, self._learning = world, device, pace, learning
-        self._wake_at, self._on_begin, self._on_learnt = wake_at, on_begin, on_learnt
+        self._wake_at, self._on_begin, self._on_learnt, self._on_pace = wake_at, on_begin, on_learnt, on_pace
         self._job: tuple[Train, Outcome | None, float] | None = None
         self._ends_at = 0.0
         self._held_since: dict[str, float] = {}  # why -> since when
@@ -54,6 +56,7 @@ class VirtualWorker:
         self._held_since.clear()
         self._ends_at = self._world.now + seconds
         self._wake_at(self._ends_at)
+        self._on_pace(seconds)
 
     def pause(self, paused: bool) -> None:
         """See `Worker.pause`."""

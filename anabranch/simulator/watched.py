@@ -66,7 +66,7 @@ class WatchedTransport(LinkedTransport):
                 self._told.add((where.device, result.incarnation, result.seq))
             elif where.kind is Kind.MANIFEST:
                 manifest = decode_as(Manifest, payload)
-                self._checker.announces(manifest.task, manifest.version, manifest.sha256)
+                self._checker.announces(manifest.task, manifest.version, manifest.sha256, where.channel)
         super().publish(topic, payload, qos=qos, retain=retain)
 
     def look(self, coordinator: Coordinator) -> None:
@@ -87,7 +87,7 @@ class WatchedTransport(LinkedTransport):
         for task in coordinator.tasks.values():
             plan, buffer = task.plan, task.buffer
             checker.bounded(f"the reports of {plan.task}", len(task.reports), KEPT_REPORTS)
-            waits = buffer and plan.state == "running" and plan.mode == "asynchronous"
+            waits = buffer and plan.state == "running" and plan.mode == "asynchronous" and task.trial is None
             checker.waits(plan.task, plan.deadline_s, (task.release.version, buffer[0].name) if waits else None)
         self._told.clear()
 

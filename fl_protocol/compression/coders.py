@@ -18,7 +18,7 @@ import numpy as np
 
 from fl_protocol.compression import ranges, rice
 from fl_protocol.compression.grid import cut, pack, unpack
-from fl_protocol.compression.rice import Bytes, Symbols
+from fl_protocol.compression.rice import Bytes, Sparse, Symbols
 from fl_protocol.errors import Code, ProtocolError
 
 Name = Literal["rice", "range", "deflate", "packed"]
@@ -51,8 +51,7 @@ class Coder:
 
         Raises `ProtocolError(E_SIZE | E_SCHEMA)` for anything that `encode` would not have said.
         """
-        if len(stream) > 2 * sum(sizes) + SLACK:
-            raise ProtocolError(Code.SIZE, f"{len(stream)} bytes for {sum(sizes)} symbols")
+        _check_length(stream, sizes)
         match self.name:
             case "rice":
                 groups = rice.decode(stream, sizes)
@@ -63,13 +62,35 @@ class Coder:
             case _:
                 groups = _split(unpack(stream, sum(sizes), self._width) + self.low, sizes)
         for group in groups:
-            if group.size and not (self.low <= group.min() and group.max() <= self.high):
-                raise ProtocolError(Code.SCHEMA, f"a symbol outside of {self.low} .. {self.high}")
+            self._check_range(group)
         return groups
+
+    def decode_sparse(self, stream: Bytes, sizes: Sequence[int]) -> list[Sparse]:
+        """What is not zero in these groups, which `decode` would return; `rice` says it without ever making the zeros.
+
+        Raises `ProtocolError` where `decode` does.
+        """
+        if self.name != "rice":
+            groups = self.decode(stream, sizes)
+            return [(positions := np.flatnonzero(group), group[positions]) for group in groups]
+        _check_length(stream, sizes)
+        found = rice.decode_sparse(stream, sizes)
+        for _, values in found:
+            self._check_range(values)
+        return found
+
+    def _check_range(self, symbols: Symbols) -> None:
+        if symbols.size and not (self.low <= symbols.min() and symbols.max() <= self.high):
+            raise ProtocolError(Code.SCHEMA, f"a symbol outside of {self.low} .. {self.high}")
 
     @property
     def _width(self) -> int:
         return (self.high - self.low).bit_length()
+
+
+def _check_length(stream: Bytes, sizes: Sequence[int]) -> None:
+    if len(stream) > 2 * sum(sizes) + SLACK:
+        raise ProtocolError(Code.SIZE, f"{len(stream)} bytes for {sum(sizes)} symbols")
 
 
 def _split(row: Symbols, sizes: Sequence[int]) -> list[Symbols]:

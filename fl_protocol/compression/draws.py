@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from fl_protocol.compression.rice import Bytes
 
 SEED_BYTES = 8
+AT_ONCE = 1 << 14  # words: they stay in the processor's cache, and memory is that of what is drawn
 
 
 def draw_seed(rng: Generator) -> bytes:
@@ -17,9 +18,9 @@ def draw_seed(rng: Generator) -> bytes:
     return rng.bytes(SEED_BYTES)
 
 
-def draw_words(seed: Bytes, count: int) -> NDArray[np.uint64]:
-    """64 random bits each, shape `(count,)`."""
-    z = np.arange(1, count + 1, dtype=np.uint64)
+def draw_words(seed: Bytes, count: int, first: int = 0) -> NDArray[np.uint64]:
+    """64 random bits each, shape `(count,)`: numbers `first` and following of the seed."""
+    z = np.arange(first + 1, first + count + 1, dtype=np.uint64)
     z *= np.uint64(0x9E3779B97F4A7C15)
     z += np.uint64(int.from_bytes(seed, "little"))
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -29,7 +30,12 @@ def draw_words(seed: Bytes, count: int) -> NDArray[np.uint64]:
 
 def draw_positions(seed: Bytes, size: int, share: float) -> NDArray[np.int64]:
     """Each of `size` places with the probability `share`, to 2^-32, ascending."""
-    return np.flatnonzero(draw_words(seed, size) >> np.uint64(32) < np.uint64(round(share * 2**32)))
+    below = np.uint64(round(share * 2**32))
+    places = [np.zeros(0, np.int64)]
+    for first in range(0, size, AT_ONCE):
+        words = draw_words(seed, min(AT_ONCE, size - first), first)
+        places.append(first + np.flatnonzero(words >> np.uint64(32) < below))
+    return np.concatenate(places)
 
 
 def draw_signs(seed: Bytes, count: int) -> NDArray[np.float32]:

@@ -24,6 +24,7 @@ from fl_protocol.compression.draws import SEED_BYTES, draw_seed, draw_signs
 from fl_protocol.compression.floats import decode_floats, encode_floats, finite
 from fl_protocol.compression.grid import bounded, cut, pack, unpack
 from fl_protocol.compression.parameters import Parameters
+from fl_protocol.compression.sparse import Dense
 from fl_protocol.errors import Code, ProtocolError
 from fl_protocol.tensors import ModelLayout, Vector
 
@@ -31,7 +32,7 @@ BLOCK = 4096
 CENTROIDS = {1: (0.7979,), 2: (0.4528, 1.5104)}
 
 
-class Eden:
+class Eden(Dense):
     """`bits` an element, 1 or 2."""
 
     name = "eden"

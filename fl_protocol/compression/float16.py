@@ -9,10 +9,11 @@ from numpy.random import Generator
 
 from fl_protocol.compression.floats import decode_floats, encode_floats, finite
 from fl_protocol.compression.parameters import Parameters
+from fl_protocol.compression.sparse import Dense
 from fl_protocol.tensors import ModelLayout, Vector
 
 
-class Float16:
+class Float16(Dense):
     """The codec that needs no thought: half the bytes, no loss that training notices."""
 
     name = "float16"

@@ -6,10 +6,11 @@ from numpy.random import Generator
 
 from fl_protocol.compression.floats import decode_floats, encode_floats, finite
 from fl_protocol.compression.parameters import Parameters
+from fl_protocol.compression.sparse import Dense
 from fl_protocol.tensors import ModelLayout, Vector
 
 
-class Float32:
+class Float32(Dense):
     """What the other codecs are measured against."""
 
     name = "none"

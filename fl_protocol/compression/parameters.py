@@ -1,4 +1,4 @@
-"""A codec's settings, which are texts in a signed plan, read one by one; what is left over is refused by name."""
+"""Settings of a codec, or of a rule: texts in a signed plan, read one by one; what is left over is refused by name."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -11,8 +11,8 @@ _NUMBER = re.compile(r"[0-9]{1,6}(\.[0-9]{1,12})?")
 class Parameters:
     """Settings still to be read. Everything here raises `ProtocolError(E_SCHEMA)` that names setting and value."""
 
-    def __init__(self, settings: Mapping[str, str]) -> None:
-        self._left = dict(settings)
+    def __init__(self, settings: Mapping[str, str], of: str = "codec") -> None:
+        self._left, self._of = dict(settings), of
         self.name = self._left.pop("name", "")
 
     def number(self, key: str, default: float, low: float, high: float) -> float:
@@ -36,6 +36,10 @@ class Parameters:
             raise ProtocolError(Code.SCHEMA, f"{key} is one of {', '.join(among)}, not {text!r:.80}")
         return text
 
+    def text(self, key: str, default: str) -> str:
+        """Any text."""
+        return self._left.pop(key, default)
+
     def has(self, key: str) -> bool:
         """Whether the settings mention it."""
         return key in self._left
@@ -43,4 +47,4 @@ class Parameters:
     def finish(self) -> None:
         """Every setting has been read."""
         if self._left:
-            raise ProtocolError(Code.SCHEMA, f"the codec {self.name} has no parameter {min(self._left)!r:.80}")
+            raise ProtocolError(Code.SCHEMA, f"the {self._of} {self.name} has no parameter {min(self._left)!r:.80}")

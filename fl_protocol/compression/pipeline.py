@@ -22,7 +22,7 @@ from fl_protocol.compression.threshold import Threshold
 from fl_protocol.compression.topk import TopK
 from fl_protocol.compression.uq import DeadZone
 from fl_protocol.errors import Code, ProtocolError
-from fl_protocol.tensors import ModelLayout, Vector
+from fl_protocol.tensors import ModelLayout, SparseVector, Vector
 
 
 class Compressor(Protocol):
@@ -37,6 +37,11 @@ class Compressor(Protocol):
 
     def decompress(self, payload: bytes) -> Vector:
         """What the bytes say, in memory bounded by the layout. Raises `ProtocolError(E_SCHEMA | E_SIZE | E_NAN)`."""
+
+    def decompress_sparse(self, payload: bytes) -> SparseVector | None:
+        """The same without its zeros, in about the time and memory that the rest takes. Made dense it is, bit for bit,
+        what `decompress` returns. None: there is no shorter form, or too few zeros; `decompress` reads the payload.
+        """
 
 
 class Codec(Compressor, Protocol):

@@ -21,8 +21,9 @@ from fl_protocol.compression.draws import SEED_BYTES, draw_positions, draw_seed
 from fl_protocol.compression.floats import decode_floats, encode_floats, finite
 from fl_protocol.compression.grid import Rounding, bounded, cut, round_to_grid, scale_by_tensor
 from fl_protocol.compression.parameters import Parameters
+from fl_protocol.compression.sparse import dense, shorter
 from fl_protocol.errors import Code, ProtocolError
-from fl_protocol.tensors import ModelLayout, Vector
+from fl_protocol.tensors import ModelLayout, SparseVector, Vector
 
 HALF = 16
 
@@ -64,6 +65,13 @@ class RandomK:
 
     def decompress(self, payload: bytes) -> Vector:
         """Shape (P,), the same bits on every processor. Raises `ProtocolError(E_SIZE | E_SCHEMA | E_NAN)`."""
+        return dense(self._decode(payload))
+
+    def decompress_sparse(self, payload: bytes) -> SparseVector | None:
+        """The same without its zeros, unless those are too few. Raises what `decompress` does."""
+        return shorter(self._decode(payload))
+
+    def _decode(self, payload: bytes) -> SparseVector:
         seed, largest, stream = cut(payload, SEED_BYTES, SEED_BYTES + 4)
         scale = decode_floats(largest, "<f4", 1)
         positions = draw_positions(seed, self._size, self._share)
@@ -74,7 +82,6 @@ class RandomK:
         else:
             (symbols,) = self._coder.decode(stream, [len(positions)])
             ratios = symbols.astype(np.float32) / np.float32(self._most)
-        vector = np.zeros(self._size, np.float32)
         with np.errstate(over="ignore", invalid="ignore"):  # a hostile scale; found by what is called
-            vector[positions] = scale_by_tensor(ratios, scale * self._gain, [slice(0, len(positions))])
-        return vector
+            values = scale_by_tensor(ratios, scale * self._gain, [slice(0, len(positions))])
+        return SparseVector(positions, values, self._size)

@@ -37,6 +37,7 @@ Integers = NDArray[np.int64]
 Symbols = NDArray[np.int32]
 Bits = NDArray[np.uint8]
 Bytes = bytes | memoryview
+Sparse = tuple[Integers, Symbols]  # where a group is not zero, ascending, and what is there
 
 LEVELS = 3
 MAX_K = 15  # 4 bits on the wire
@@ -66,8 +67,40 @@ def decode(stream: Bytes, sizes: Sequence[int]) -> list[Symbols]:
 
     Raises `ProtocolError(E_SIZE | E_SCHEMA)` for anything that `encode` would not have said of so many numbers.
     """
+    groups = []
+    for size, (positions, values) in zip(sizes, decode_sparse(stream, sizes), strict=True):
+        groups.append(np.zeros(size, np.int32))
+        groups[-1][positions] = values
+    return groups
+
+
+def decode_sparse(stream: Bytes, sizes: Sequence[int]) -> list[Sparse]:
+    """What `decode` finds, without the zeros; memory is bounded by what is not zero, and the stream's length."""
+    counts, lengths, ks, at = _read_head(stream, sizes)
+    signs, at = _read_bits(stream, at, sum(levels[0] for levels in counts if levels))
+    low, at = _read_bits(stream, at, sum(n * k for n, k in zip(lengths, ks, strict=True)))
+    fields = _join(_read_unary(stream, at, sum(lengths)), low, lengths, ks)
+    groups: list[Sparse] = []
+    first = 0
+    for size, levels in zip(sizes, counts, strict=True):
+        if size:
+            ours, fields = fields[: LEVELS + 1], fields[LEVELS + 1 :]
+            groups.append(_merge(size, levels, ours, signs[first : first + levels[0]]))
+            first += levels[0]
+        else:
+            groups.append((np.zeros(0, np.int64), np.zeros(0, np.int32)))
+    return groups
+
+
+def count(stream: Bytes, sizes: Sequence[int]) -> int:
+    """How many numbers are not zero, as the head says. Raises `ProtocolError(E_SIZE | E_SCHEMA)`."""
+    return sum(levels[0] for levels in _read_head(stream, sizes)[0] if levels)
+
+
+def _read_head(stream: Bytes, sizes: Sequence[int]) -> tuple[list[list[int]], list[int], list[int], int]:
+    """Counts of the levels by group, then the lengths of all fields and their ks, and where the signs begin."""
     counts: list[list[int]] = []
-    lengths: list[int] = []  # of all fields, and their ks
+    lengths: list[int] = []
     ks: list[int] = []
     at = 0
     for size in sizes:
@@ -80,18 +113,7 @@ def decode(stream: Bytes, sizes: Sequence[int]) -> list[Symbols]:
             lengths += [*levels, most]
             ks += [k for byte in _take(stream, at, 2) for k in (byte >> 4, byte & 15)]
             at += 2
-    signs, at = _read_bits(stream, at, sum(levels[0] for levels in counts if levels))
-    low, at = _read_bits(stream, at, sum(n * k for n, k in zip(lengths, ks, strict=True)))
-    fields = _join(_read_unary(stream, at, sum(lengths)), low, lengths, ks)
-    groups, first = [], 0
-    for size, levels in zip(sizes, counts, strict=True):
-        if size:
-            ours, fields = fields[: LEVELS + 1], fields[LEVELS + 1 :]
-            groups.append(_merge(size, levels, ours, signs[first : first + levels[0]]))
-            first += levels[0]
-        else:
-            groups.append(np.zeros(0, np.int32))
-    return groups
+    return counts, lengths, ks, at
 
 
 def _split(symbols: Symbols) -> tuple[NDArray[np.bool_], list[int], list[Integers]]:
@@ -107,7 +129,7 @@ def _split(symbols: Symbols) -> tuple[NDArray[np.bool_], list[int], list[Integer
     return values < 0, [len(field) for field in fields], [*fields, magnitudes - LEVELS]
 
 
-def _merge(size: int, counts: list[int], fields: list[Integers], signs: Bits) -> Symbols:
+def _merge(size: int, counts: list[int], fields: list[Integers], signs: Bits) -> Sparse:
     """The inverse of `_split`."""
     magnitudes = fields[LEVELS] + 1  # what level 3 has beyond level 2
     for level in range(LEVELS - 1, 0, -1):
@@ -115,14 +137,14 @@ def _merge(size: int, counts: list[int], fields: list[Integers], signs: Bits) ->
         magnitudes[_positions(fields[level], len(magnitudes))] += beyond
     if magnitudes.max(initial=0) > MAX_MAGNITUDE:
         raise ProtocolError(Code.SCHEMA, f"a symbol beyond {MAX_MAGNITUDE}")
-    symbols = np.zeros(size, np.int32)
-    symbols[_positions(fields[0], size)] = np.where(signs, -magnitudes, magnitudes)
-    return symbols
+    return _positions(fields[0], size), np.where(signs, -magnitudes, magnitudes).astype(np.int32)
 
 
 def _gaps(positions: Integers) -> Integers:
     """How many are skipped before each position."""
-    return np.diff(positions, prepend=-1) - 1
+    gaps = positions.copy()
+    gaps[1:] -= positions[:-1] + 1
+    return gaps
 
 
 def _positions(gaps: Integers, size: int) -> Integers:
@@ -157,10 +179,17 @@ def _join(high: Integers, low: Bits, lengths: list[int], ks: list[int]) -> list[
     """High and low parts of the fields, which stand one after the other, as the fields."""
     fields, i, j = [], 0, 0
     for n, k in zip(lengths, ks, strict=True):
-        tail = low[j : j + n * k].reshape(n, k) @ (1 << np.arange(k))
-        fields.append((high[i : i + n] << k) + tail)
+        fields.append((high[i : i + n] << k) + _whole(low[j : j + n * k].reshape(n, k)))
         i, j = i + n, j + n * k
     return fields
+
+
+def _whole(low: Bits) -> NDArray[np.uint16]:
+    """Rows of at most MAX_K bits, the lowest first, as numbers."""
+    numbers = np.zeros(len(low), np.uint16)
+    for i in range(low.shape[1]):
+        numbers |= np.left_shift(low[:, i], i, dtype=np.uint16)
+    return numbers
 
 
 def _pack(bits: NDArray[np.bool_] | Bits) -> bytes:
@@ -184,6 +213,7 @@ def _read_bits(stream: Bytes, at: int, count: int) -> tuple[Bits, int]:
 def _read_unary(stream: Bytes, at: int, count: int) -> Integers:
     """The values that `_unary` wrote, which fill the stream to its last byte."""
     bits = np.unpackbits(np.frombuffer(stream, np.uint8, offset=at)) if at < len(stream) else np.zeros(0, np.uint8)
+    bits = bits.view(np.bool_)
     if np.count_nonzero(bits) != count:
         raise ProtocolError(Code.SIZE, f"{np.count_nonzero(bits)} symbols; {count} were announced")
     ends = np.flatnonzero(bits)

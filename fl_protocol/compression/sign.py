@@ -17,10 +17,11 @@ from fl_protocol.compression.floats import finite
 from fl_protocol.compression.grid import bounded, cut, pack, scale_by_tensor, unpack
 from fl_protocol.compression.parameters import Parameters
 from fl_protocol.compression.scales import decode_scales, encode_scales, num_bytes
+from fl_protocol.compression.sparse import Dense
 from fl_protocol.tensors import ModelLayout, Vector
 
 
-class Sign:
+class Sign(Dense):
     """The codec of constant size that needs no settings."""
 
     name = "sign"

@@ -15,13 +15,38 @@ from fl_protocol.compression.floats import decode_floats, encode_floats
 from fl_protocol.compression.grid import cut
 from fl_protocol.compression.parameters import Parameters
 from fl_protocol.errors import Code, ProtocolError
-from fl_protocol.tensors import Vector
+from fl_protocol.tensors import SparseVector, Vector
 
 DEFAULT_SHARE, MIN_SHARE = 0.01, 0.0001
 VALUES = ("4", "2", "3", "5", "6", "7", "8", "16")  # bits; the first is the default
 HALF = 16
 
 Positions = NDArray[np.int64]
+
+
+class Dense:
+    """A codec whose bytes say all values one by one: it has no shorter form of them."""
+
+    def decompress_sparse(self, _payload: bytes) -> SparseVector | None:
+        """None."""
+        return None
+
+
+def worth(count: int, size: int) -> bool:
+    """Whether positions and values, 8 and 4 bytes each, take less memory than all values do."""
+    return 12 * count < 4 * size
+
+
+def shorter(vector: SparseVector) -> SparseVector | None:
+    """The vector, where that is worth it."""
+    return vector if worth(len(vector.values), vector.size) else None
+
+
+def dense(vector: SparseVector) -> Vector:
+    """With its zeros, shape `(size,)`."""
+    whole = np.zeros(vector.size, np.float32)
+    whole[vector.indices] = vector.values
+    return whole
 
 
 def largest(vector: Vector, count: int) -> Positions:
@@ -66,8 +91,8 @@ class SparseValues:
         stream = self._coder.encode([symbols])
         return encode_floats(ends, "<f4") + len(tail).to_bytes(4, "little") * self._half + tail + stream
 
-    def decode(self, payload: bytes) -> Vector:
-        """Zeros but for the values, shape `(size,)`. Raises `ProtocolError(E_SIZE | E_SCHEMA | E_NAN)`."""
+    def decode(self, payload: bytes) -> SparseVector:
+        """What is not zero, of `size` values. Raises `ProtocolError(E_SIZE | E_SCHEMA | E_NAN)`."""
         head, rest = cut(payload, 8)
         low, high = decode_floats(head, "<f4", 2)
         if not 0 <= low <= high:
@@ -78,9 +103,7 @@ class SparseValues:
             if (num_bytes := int.from_bytes(length, "little")) > len(rest):
                 raise ProtocolError(Code.SIZE, f"{num_bytes} bytes of values; {len(rest)} came")
             tail, rest = cut(rest, num_bytes)
-        (symbols,) = self._coder.decode(rest, [self._size])
-        positions = np.flatnonzero(symbols)
-        chosen = symbols[positions]
+        ((positions, chosen),) = self._coder.decode_sparse(rest, [self._size])
         if self._half:
             magnitudes = decode_floats(tail, "<f2", len(positions))
             if magnitudes.size and not 0 <= magnitudes.min() <= magnitudes.max() <= 1:
@@ -90,6 +113,4 @@ class SparseValues:
             gap = (high - low) / np.float32(self._levels - 1)
             with np.errstate(over="ignore"):  # by rounding, at the end of float32
                 magnitudes = np.minimum(low + (np.abs(chosen) - 1).astype(np.float32) * gap, high)
-        vector = np.zeros(self._size, np.float32)
-        vector[positions] = np.where(chosen < 0, -magnitudes, magnitudes)
-        return vector
+        return SparseVector(positions, np.where(chosen < 0, -magnitudes, magnitudes), self._size)

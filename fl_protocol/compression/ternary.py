@@ -18,8 +18,8 @@ from fl_protocol.compression.coders import Coder
 from fl_protocol.compression.floats import decode_floats, encode_floats, finite
 from fl_protocol.compression.grid import bounded, cut, scale_by_tensor
 from fl_protocol.compression.parameters import Parameters
-from fl_protocol.compression.sparse import DEFAULT_SHARE, MIN_SHARE, largest
-from fl_protocol.tensors import ModelLayout, Vector
+from fl_protocol.compression.sparse import DEFAULT_SHARE, MIN_SHARE, dense, largest, shorter
+from fl_protocol.tensors import ModelLayout, SparseVector, Vector
 
 
 class Ternary:
@@ -50,7 +50,14 @@ class Ternary:
 
     def decompress(self, payload: bytes) -> Vector:
         """Shape (P,), the same bits on every processor. Raises `ProtocolError(E_SIZE | E_SCHEMA | E_NAN)`."""
+        return dense(self._decode(payload))
+
+    def decompress_sparse(self, payload: bytes) -> SparseVector | None:
+        """The same without its zeros, unless those are too few. Raises what `decompress` does."""
+        return shorter(self._decode(payload))
+
+    def _decode(self, payload: bytes) -> SparseVector:
         head, stream = cut(payload, 4)
         scale = decode_floats(head, "<f4", 1)
-        (symbols,) = self._coder.decode(stream, [self._size])
-        return scale_by_tensor(symbols, scale, [slice(0, self._size)])
+        ((positions, symbols),) = self._coder.decode_sparse(stream, [self._size])
+        return SparseVector(positions, scale_by_tensor(symbols, scale, [slice(0, len(positions))]), self._size)

@@ -14,8 +14,8 @@ from numpy.random import Generator
 from fl_protocol.compression.floats import finite
 from fl_protocol.compression.grid import bounded
 from fl_protocol.compression.parameters import Parameters
-from fl_protocol.compression.sparse import SparseValues
-from fl_protocol.tensors import ModelLayout, Vector
+from fl_protocol.compression.sparse import SparseValues, dense, shorter
+from fl_protocol.tensors import ModelLayout, SparseVector, Vector
 
 
 class Threshold:
@@ -48,4 +48,8 @@ class Threshold:
 
     def decompress(self, payload: bytes) -> Vector:
         """Shape (P,), the same bits on every processor. Raises `ProtocolError(E_SIZE | E_SCHEMA | E_NAN)`."""
-        return self._values.decode(payload)
+        return dense(self._values.decode(payload))
+
+    def decompress_sparse(self, payload: bytes) -> SparseVector | None:
+        """The same without its zeros, unless those are too few. Raises what `decompress` does."""
+        return shorter(self._values.decode(payload))

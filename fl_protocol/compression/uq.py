@@ -25,6 +25,7 @@ from typing import ClassVar, Self
 import numpy as np
 from numpy.random import Generator
 
+from fl_protocol.compression import rice
 from fl_protocol.compression.coders import Coder
 from fl_protocol.compression.floats import finite
 from fl_protocol.compression.grid import bounded, cut
@@ -32,8 +33,9 @@ from fl_protocol.compression.parameters import Parameters
 from fl_protocol.compression.rate import Floats, Histogram, fit
 from fl_protocol.compression.rice import MAX_MAGNITUDE
 from fl_protocol.compression.scales import TINY, decode_scales, encode_scales, num_bytes
+from fl_protocol.compression.sparse import worth
 from fl_protocol.errors import Code, ProtocolError
-from fl_protocol.tensors import ModelLayout, Vector
+from fl_protocol.tensors import ModelLayout, SparseVector, Vector
 
 ROUNDING = np.float32(0.33)
 SMALL = 256  # elements; a tensor below that has a finer step
@@ -69,6 +71,7 @@ class DeadZone:
         self._groups = [[i for i, is_large in enumerate(large) if is_large == wanted] for wanted in (True, False)]
         self._places = [_side_by_side([sliced[i][0].size for i in group]) for group in self._groups]
         self._sizes = [places[-1].stop if places else 0 for places in self._places]
+        self._starts = [np.array([place.start for place in places], np.int64) for places in self._places]
 
     @classmethod
     def make(cls, layout: ModelLayout, parameters: Parameters, max_bytes: int | None) -> Self:
@@ -116,6 +119,29 @@ class DeadZone:
         if not np.isfinite(vector).all():
             raise ProtocolError(Code.NAN, "a symbol times its scale is beyond float32")
         return vector
+
+    def decompress_sparse(self, payload: bytes) -> SparseVector | None:
+        """The same without its zeros, where the coder is `rice` and less than a third is not zero."""
+        head, stream = cut(payload, num_bytes(len(self._tensors)))
+        if self._coder.name != "rice" or not worth(rice.count(stream, self._sizes), self._size):
+            return None
+        scales = decode_scales(head, len(self._tensors))
+        places, parts = [], []
+        for group, starts, (positions, symbols) in zip(
+            self._groups, self._starts, self._coder.decode_sparse(stream, self._sizes), strict=True
+        ):
+            counts = np.diff(np.searchsorted(positions, starts), append=len(positions))  # of each tensor
+            moved = np.array([self._tensors[i].start for i in group], np.int64) - starts
+            places.append(positions + np.repeat(moved, counts))
+            with np.errstate(over="ignore"):  # a hostile scale; found below
+                parts.append(symbols.astype(np.float32) * np.repeat(scales[group], counts))
+        indices, values = np.concatenate(places), np.concatenate(parts)
+        if all(map(len, places)):
+            order = np.argsort(indices, kind="stable")
+            indices, values = indices[order], values[order]
+        if not np.isfinite(values).all():
+            raise ProtocolError(Code.NAN, "a symbol times its scale is beyond float32")
+        return SparseVector(indices, values, self._size)
 
     def _encode(self, values: Vector, wanted: Floats, least: Floats) -> bytes:
         """With scales near `wanted`; magnitudes below `least` become zero, too."""

@@ -183,10 +183,10 @@ def test_tables_go_between_their_marks(tmp_path: Path) -> None:
     """What stood there is replaced, the rest stays; a page without the marks is refused."""
     page = tmp_path / "page.md"
     page.write_text("a\n<!-- bench-bytes socket -->\nold\n<!-- /bench-bytes socket -->\nz\n")
-    bench_bytes.write_page(page, {"socket": "| new |"})
+    bench_bytes.write_page(page, {"bench-bytes socket": "| new |"})
     assert page.read_text() == "a\n<!-- bench-bytes socket -->\n| new |\n<!-- /bench-bytes socket -->\nz\n"
     with pytest.raises(SystemExit, match="no marks"):
-        bench_bytes.write_page(page, {"codecs": "x"})
+        bench_bytes.write_page(page, {"bench-bytes codecs": "x"})
 
 
 @pytest.mark.parametrize("part", bench_bytes.PARTS)

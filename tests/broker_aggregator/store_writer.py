@@ -38,7 +38,8 @@ def batch(g: Gateway, seq: int, rng: np.random.Generator) -> list[Effect]:
     """What comes of one update of each fan, all with the same seq: 5 rows, and a release or two."""
     effects: list[Effect] = []
     for fan in FANS:
-        base = max(0, g.task.release.version - int(rng.integers(0, 4)))
+        taken = g.task.invitations.habits_of(fan).taken
+        base = max(taken + 1, g.task.release.version - int(rng.integers(0, 4)))
         effects += g.send(make_update(fan, seq, base, rng.normal(size=3) * 0.1))
     return effects
 

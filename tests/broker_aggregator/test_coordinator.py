@@ -125,8 +125,10 @@ def test_an_update_too_old_is_stale():
 def test_a_delta_of_absurd_norm_counts_as_much_as_five_ordinary_ones():
     """Clipped, not refused: it may be a late joiner's. The first ten make out what is ordinary."""
     g = gateway(buffer=100)
-    for seq in range(10):
-        g.send(make_update("fan-0", seq, 0, D))
+    ordinary = [f"other-{i}" for i in range(10)]
+    g.add(*ordinary)
+    for fan in ordinary:
+        g.send(make_update(fan, 1, 0, D))
     g.send(make_update("fan-1", 1, 0, [4 * d for d in D]))
     g.send(make_update("fan-2", 1, 0, [1e30 * d for d in D]))
     assert [b.scale for b in g.task.buffer[:11]] == [1.0] * 11
@@ -134,7 +136,7 @@ def test_a_delta_of_absurd_norm_counts_as_much_as_five_ordinary_ones():
     assert clipped.norm * clipped.scale == pytest.approx(5 * np.linalg.norm(D), rel=1e-5)
     g.now = 60
     g.handle(Tick())
-    expected = np.array([1, 2, 3]) + np.array(D) * (1 + 4 + 5) / 3 * 3 / 100
+    expected = np.array([1, 2, 3]) + np.array(D) * (10 + 4 + 5) / 12 * 12 / 100
     np.testing.assert_allclose(g.task.release.vector[:3], expected, rtol=1e-5)
 
 
@@ -142,11 +144,11 @@ def test_the_first_deltas_are_held_against_the_model_itself():
     """Before ten norms are known: two updates of 3e38 must not make the model infinite."""
     g = gateway(buffer=1)
     own = np.linalg.norm(g.task.release.vector[:3])
-    for seq in (1, 2):
-        assert g.verdict(make_update("fan-0", seq, 0, [3e38, 3e38, 3e38])).verdict == "accepted"
+    for fan in ("fan-0", "fan-1"):
+        assert g.verdict(make_update(fan, 1, 0, [3e38, 3e38, 3e38])).verdict == "accepted"
     assert np.isfinite(g.task.release.vector).all()
     assert np.linalg.norm(g.task.release.vector[:3]) < 40 * own
-    assert g.verdict(make_update("fan-1", 1, 2, D)).verdict == "accepted"
+    assert g.verdict(make_update("fan-2", 1, 2, D)).verdict == "accepted"
 
 
 def test_a_step_that_would_not_be_finite_is_quarantined():
@@ -218,13 +220,14 @@ def test_strangers_and_revoked_devices_are_told_so(revoke):
 
 def test_seq_below_the_low_water_mark_is_old():
     """The gateway remembers the newest verdicts of a device, and says E_OLD below them: never counted twice."""
-    g = gateway(buffer=1000)
-    updates = [make_update("fan-0", seq, 0, D) for seq in range(1, KEPT_VERDICTS + 3)]
+    g = gateway(buffer=1)
+    updates = [make_update("fan-0", seq, seq - 1, D) for seq in range(1, KEPT_VERDICTS + 3)]
     for update in updates:
         assert g.verdict(update).verdict == "accepted"
     assert g.verdict(updates[0]).code == "E_OLD"
     assert g.verdict(updates[-1]).repeat
-    assert g.verdict(make_update("fan-0", 1, 0, D, incarnation="1" * 16)).verdict == "accepted"
+    anew = make_update("fan-0", 1, g.task.release.version, D, incarnation="1" * 16)
+    assert g.verdict(anew).verdict == "accepted"
 
 
 def test_a_full_disk_defers():
@@ -264,14 +267,20 @@ def _is(effect: object, kind: type) -> bool:
 
 
 def test_a_device_has_one_slot_in_a_buffer():
-    """Its second accepted update waits for the next one; nothing overwrites the first."""
+    """Its second accepted update waits for the next one; nothing overwrites the first; a third is told to wait."""
     g = gateway(buffer=2)
-    for seq in (1, 2, 3):
-        assert g.verdict(make_update("fan-0", seq, 0, D)).verdict == "accepted"
-    assert g.task.release.version == 0
+    for version in range(3):
+        for fan in ("fan-4", "fan-5"):
+            g.send(make_update(fan, version, version, D))
+    for seq in (0, 1):
+        assert g.verdict(make_update("fan-0", seq, seq, D)).verdict == "accepted"
+    third = g.verdict(make_update("fan-0", 2, 2, D))
+    assert (third.verdict, third.code, third.retry_in_s) == ("deferred", "E_QUOTA", 60)
+    assert g.task.release.version == 3
     g.send(make_update("fan-1", 1, 0, D))
-    assert g.task.release.used == (("fan-0", "0" * 16, 1), ("fan-1", "0" * 16, 1))
-    assert [b.update.seq for b in g.task.buffer] == [2, 3]
+    assert g.task.release.used == (("fan-0", "0" * 16, 0), ("fan-1", "0" * 16, 1))
+    assert [b.update.seq for b in g.task.buffer] == [1]
+    assert g.verdict(make_update("fan-0", 2, 2, D)).verdict == "accepted"
 
 
 def test_the_deadline_releases_a_part_of_a_buffer():
@@ -288,15 +297,16 @@ def test_the_deadline_releases_a_part_of_a_buffer():
 
 
 def test_staleness_is_measured_at_the_flush():
-    """An update that was fresh when it came and waited for two versions is two versions old."""
+    """An update that was fresh when it came and waited for a version is a version old."""
     g = gateway(buffer=2)
-    for seq in (1, 2, 3):
-        g.send(make_update("fan-0", seq, 0, D))
-    g.send(make_update("fan-1", 1, 0, D))
-    g.send(make_update("fan-2", 1, 1, D))
-    g.send(make_update("fan-3", 1, 2, D))
+    for fan in ("fan-4", "fan-5"):
+        g.send(make_update(fan, 1, 0, D))
+    for seq in (1, 2):
+        g.send(make_update("fan-0", seq, seq - 1, D))
+    g.send(make_update("fan-1", 1, 1, D))
+    g.send(make_update("fan-2", 1, 2, D))
     assert g.task.release.version == 3
-    assert g.task.release.staleness == (2, 0)
+    assert g.task.release.staleness == (1, 0)
 
 
 def test_synchronous_mode_takes_the_current_version_only():

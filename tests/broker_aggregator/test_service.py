@@ -336,14 +336,14 @@ def test_kill_9_of_the_gateway_loses_no_accepted_update(config_file, fan, tmp_pa
     for _ in range(3):
         for _ in range(6):
             seq += 1
-            fan.update(sound_update(bundle, seq, 0))
+            fan.update(sound_update(bundle, seq, seq - 1))  # each makes a version
         fan.until(lambda n=seq: n - 3 in verdicts(), "verdicts before the kill", 30)
         gateway.send_signal(signal.SIGKILL)
         gateway.wait()
         gateway = run_gateway(config_file)
         for again in range(1, seq + 1):  # as agents do when the gateway is born again
             if again not in heard:
-                fan.update(sound_update(bundle, again, 0))
+                fan.update(sound_update(bundle, again, again - 1))
         fan.until(lambda n=seq: set(verdicts()) >= set(range(1, n + 1)), f"every verdict of {seq}", 30)
     fan.until(lambda: decode(Kind.GATEWAY, fan.of(Kind.GATEWAY)[-1]).boot == 4, "the fourth birth", 30)
     gateway.send_signal(signal.SIGTERM)
@@ -364,7 +364,7 @@ def test_the_command_line_from_birth_to_export(config_file, mosquitto, fan, tmp_
     assert command(config_file, "task", "create", str(tmp_path / "task.toml")).returncode == 0
     bundle = Bundle.read(BUNDLE_FILE.read_bytes())
     for seq in (1, 2):
-        fan.update(sound_update(bundle, seq, 0))
+        fan.update(sound_update(bundle, seq, seq - 1))  # each makes a version
     fan.until(lambda: len(fan.of(Kind.MANIFEST)) >= 3, "two versions", 30)
     for words in (
         ["status"],

@@ -9,7 +9,18 @@ import pytest
 
 from anabranch.simulator.power import PowerCut
 from broker_aggregator.coordinator import Coordinator
-from broker_aggregator.events import CommitRelease, Durable, Evaluated, Quarantine, SaveCounter, SaveDevice, SaveState
+from broker_aggregator.events import (
+    CommitRelease,
+    Durable,
+    Evaluated,
+    Promote,
+    Quarantine,
+    Received,
+    SaveCounter,
+    SaveDevice,
+    SaveState,
+    Tick,
+)
 from broker_aggregator.fleet import Device
 from broker_aggregator.operations import OPERATOR, versions_of
 from broker_aggregator.reading import replay
@@ -54,13 +65,14 @@ def started(store: Store, **plan: object) -> Gateway:
 
 
 def feed(g: Gateway, store: Store, rng: np.random.Generator, count: int) -> None:
-    """Random updates of random fans, kept batch by batch."""
+    """Random updates of random fans, each from a version that its fan did not train yet, kept batch by batch."""
     for _ in range(count):
         g.counter += 1
-        fan = str(rng.choice(FANS))
+        version, habits = g.task.release.version, g.task.invitations.habits_of
+        fan = str(rng.choice([fan for fan in FANS if habits(fan).taken < version]))
         age = int(rng.integers(0, 3))
         delta = rng.normal(size=3) * 0.1
-        base = max(g.task.plan.origin, g.task.release.version - age)
+        base = max(g.task.plan.origin, version - age, habits(fan).taken + 1)
         keep(store, g.send(make_update(fan, g.counter, base, delta)))
 
 
@@ -134,6 +146,61 @@ def test_every_release_is_made_again_bit_for_bit(store):
     disposals = Counter(row.disposal for row in rows(store))
     assert disposals["counted"] == sum(r.updates for r in made)
     assert disposals.get("buffered", 0) == len(g.task.buffer)
+
+
+def judged(g: Gateway, store: Store, version: int, value: float) -> None:
+    """The held-out set's word on a version, kept."""
+    keep(store, list(g.coordinator.handle(Evaluated("fan", version, 0.1, value), g.now)))
+
+
+def test_every_release_is_made_again_across_a_withheld_one(store):
+    """The one after it begins from what was published again; the withheld one's updates are quarantined with it."""
+    g = started(store, guard={"margin": "0.05"})
+    g.task.evaluation = "held-out.npz"
+    keep(store, [g.task.saved(g.now)])
+    rng = np.random.default_rng(2)
+    for version, value in ((1, 0.8), (2, 0.1), (4, 0.9)):
+        g.effects.clear()
+        while g.task.trial is None:
+            feed(g, store, rng, 1)
+        judged(g, store, version, value)
+    assert store.releases("fan") == [0, 1, 3, 4]
+    assert store.values("fan") == {0: None, 1: 0.8, 3: None, 4: 0.9}
+    assert [(r.version, r.updates, r.same) for r in replay(store, "fan")] == [(1, 2, True), (4, 2, True)]
+    assert store.release("fan").version == 4
+    assert Counter((row.disposal, row.version) for row in rows(store) if row.version) == {
+        ("counted", 1): 2,
+        ("quarantined", 2): 2,
+        ("counted", 4): 2,
+    }
+    again = reloaded(store).tasks["fan"]
+    for attribute in ("withheld", "last_made", "made", "measured", "buffer"):
+        assert getattr(again, attribute) == getattr(g.task, attribute), attribute
+
+
+@pytest.mark.parametrize(("value", "state"), [(0.8, "counted"), (0.1, "quarantined")])
+def test_a_restart_goes_on_with_the_canary(store, value, state):
+    """Its version, what it used, what was said of it; and it is judged once."""
+    g = started(store, guard={"margin": "0.05", "canary": "0.5", "reports": "2"})
+    for fan in FANS:
+        keep(store, g.handle(Received(fan, DeviceState(state="ready", boot=1, bseq=1))))
+    for fan in FANS[:2]:
+        keep(store, g.send(make_update(fan, 1, 0, [1, 1, 1], metrics={"value": 0.8})))
+    keep(store, g.send(make_update(g.task.tried_by[0], 9, 1, [1, 1, 1], metrics={"value": value})))
+    again = Gateway(reloaded(store), g.now, counter=g.counter)
+    assert again.task.release.sha256 == g.task.release.sha256
+    assert again.task.canary.sha256 == g.task.canary.sha256
+    assert again.task.canary.used == g.task.canary.used
+    assert again.task.buffer == g.task.buffer
+    assert again.task.trial.words == g.task.trial.words
+    keep(store, again.handle(Tick()))
+    assert again.task.tried_by == g.task.tried_by
+    keep(store, again.send(make_update(g.task.tried_by[1], 9, 1, [1, 1, 1], metrics={"value": value})))
+    # What the canary trained from a version that is out now makes the next candidate; from one withheld it is stale.
+    assert (again.task.trial is None) == (state == "quarantined")
+    assert [row.disposal for row in rows(store)][:2] == [state] * 2
+    with pytest.raises(sqlite3.IntegrityError, match="twice"):
+        keep(store, [Promote("fan", 1)])
 
 
 def test_an_update_is_never_counted_twice(store):

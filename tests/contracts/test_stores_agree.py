@@ -14,6 +14,7 @@ from anabranch.simulator.store_model import MemoryStore
 from broker_aggregator.events import (
     CommitRelease,
     Durable,
+    Promote,
     Quarantine,
     RecordUpdate,
     RecordVerdict,
@@ -24,6 +25,7 @@ from broker_aggregator.events import (
     SaveEvaluation,
     SaveState,
     SaveTask,
+    Withhold,
 )
 from broker_aggregator.releasing import digest
 from broker_aggregator.storage import Store
@@ -116,7 +118,12 @@ def draw_disposal(data: st.DataObject, store: MemoryStore, before: list[Durable]
     used = tuple(data.draw(st.lists(st.sampled_from(waiting), max_size=3, unique=True))) if waiting else ()
     if data.draw(st.integers(0, 4)) == 0:
         return Quarantine(used, "not finite")
-    version = (store.durable_version(task) or (-1, ""))[0] + data.draw(st.sampled_from([1, 1, 1, 1, 2, 0]))
+    tried = [e.release.version for e in before if isinstance(e, CommitRelease) and e.state == "canary"]
+    tried += [v for v, row in store._of(task).items() if row.state == "canary"] + [data.draw(numbers)]
+    if data.draw(st.integers(0, 2)) == 0:
+        judged = tried[0]
+        return Promote(task, judged) if data.draw(st.booleans()) else Withhold(task, judged, "worse")
+    version = max(store._of(task), default=-1) + data.draw(st.sampled_from([1, 1, 1, 1, 2, 0]))
     vector = np.full(LAYOUT.size, version + data.draw(reals), np.float32)
     release = Release(
         task=task,
@@ -135,7 +142,8 @@ def draw_disposal(data: st.DataObject, store: MemoryStore, before: list[Durable]
         step_norm=0.5,
         elapsed_s=data.draw(reals),
     )
-    return CommitRelease(release)
+    state = data.draw(st.sampled_from(["released", "released", "canary", "withheld"]))
+    return CommitRelease(release, state, "worse" if state == "withheld" else "")  # type: ignore[arg-type]  # as said
 
 
 def draw_transaction(data: st.DataObject, store: MemoryStore) -> list[Durable]:
@@ -183,11 +191,13 @@ def seen(store: SqliteStore | MemoryStore) -> object:
     except ConfigError as error:  # a task that has no release
         loaded = [error.message, error.hint]
     kept = {task: store.releases(task) for task in TASKS}
+    values = {task: plain(store.values(task)) for task in TASKS}
     releases = {(task, v): store.release(task, v) for task in TASKS for v in kept[task]}
     plans = {(task, revision): plan_of(store, task, revision) for task in TASKS for revision in (None, 0, 1, 2, 3)}
     hashes = sorted({r.sha256 for r in releases.values()})
     return [
         loaded,
+        values,
         plain(rows(store)),
         plans,
         {key: plain(release) for key, release in releases.items()},

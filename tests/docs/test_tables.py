@@ -124,8 +124,8 @@ def test_every_field_of_the_plan_may_be_set() -> None:
     bundle = Bundle.read(BUNDLE.read_bytes())
     said = rows_of(table(QUICKSTART, "field", "The task file", before="`[plan]`"))
     fields = {name: json.loads(text.strip("`")) for name, text in said.items() if text.startswith("`")}
-    plan = make_plan(fields, bundle, 1, "fans")
-    assert plan == make_plan({}, bundle, 1, "fans")
+    plan = make_plan(fields, bundle, 1, "fans", 17)
+    assert plan == make_plan({}, bundle, 1, "fans", 17)
 
 
 SECTIONS = [

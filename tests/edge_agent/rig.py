@@ -24,6 +24,7 @@ from fl_protocol.messages import (
     Envelope,
     Manifest,
     Message,
+    Offer,
     Plan,
     Result,
     Signed,
@@ -32,7 +33,7 @@ from fl_protocol.messages import (
 from fl_protocol.signing import SigningKey, seal, unseal_update
 from fl_protocol.tensors import Vector
 from fl_protocol.topics import Kind, build
-from fl_protocol.transfer import Outgoing
+from fl_protocol.transfer import Inbox, Outgoing
 from fl_protocol.transport import Connected, Delivery, Disconnected, Limits
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -216,6 +217,21 @@ class Rig:
     def train(self, order: e.Train, seed: int = 0) -> list[e.Effect]:
         """The trainer is done with an order."""
         return self.do(e.Trained(order.task, result_of(order.base, seed)))
+
+    def delivered(self, effects: list[e.Effect]) -> list[Update]:
+        """The updates that a gateway gets which grants every offer at once, in chunks or in one packet."""
+        whole = updates(effects)
+        for offer in (send.message for send in sent(Kind.OFFER, effects)):
+            assert isinstance(offer, Offer)
+            reception = Inbox(1 << 20, 60).open(offer.sha256, offer.size, offer.chunk_size, DEVICE, self.now)
+            grant = reception.offered(self.now)
+            while grant:
+                for send in sent(Kind.CHUNK_UP, self.hear(Kind.GRANT, grant)):
+                    assert isinstance(send.message, Chunk)
+                    reception.add(send.message, self.now)
+                grant = None if reception.done else reception.next_grant(self.now)
+            whole.append(update_in(e.Send(topic(Kind.UPDATE), reception.data())))
+        return whole
 
     def _perform(self, effect: e.Effect) -> e.Event | None:
         durable = (e.SaveUpdate, e.Settle, e.Forget, e.SaveCounter, e.SaveSpent, e.SaveObject, e.KeepObjects)

@@ -298,7 +298,7 @@ def test_an_update_larger_than_a_metered_day_waits_for_a_free_link_and_says_so()
         "sleeping",
         "0.0296 MB are more than a day's budget of a metered link of 0.02 MB has room for",
     )
-    assert updates(rig.measure(metered=False) + rig.wait(1))
+    assert rig.delivered(rig.measure(metered=False) + rig.wait(1))
 
 
 def test_a_version_and_an_update_that_no_day_has_room_for_take_turns() -> None:
@@ -322,7 +322,7 @@ def test_a_version_and_an_update_that_no_day_has_room_for_take_turns() -> None:
                 effects = rig.serve(blob_of(24 * day + 12 if hour >= 12 else 24 * day - 12))
                 for order in all_of(e.Train, effects):
                     effects += rig.train(order)
-            for update in updates(effects):
+            for update in rig.delivered(effects):
                 made.append(day)
                 rig.spend(29_900)
                 effects = rig.verdict(update, "accepted")

@@ -59,7 +59,8 @@ def test_every_later_version_is_made_of_every_earlier_one_bit_for_bit(
         for earlier in range(later):
             delta = encode_delta(LAYOUT, published[earlier], target)
             if delta is None:
-                assert earlier < later - 1, "the step from one version to the next can always be said"
+                # From the initial parameters, which lie on no grid, it is rarely impossible: then it comes whole.
+                assert earlier in (0, *range(later - 1)), "from one version to the next it can always be said"
                 continue
             assert bits(apply_delta(LAYOUT, published[earlier], delta)) == bits(target)
 

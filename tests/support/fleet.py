@@ -13,7 +13,7 @@ from broker_aggregator.fleet import Device
 from fl_protocol.bundle import Bundle
 from fl_protocol.codec import decode_as, from_plain, to_plain
 from fl_protocol.compression import encode_statistics, make_compressor
-from fl_protocol.messages import Answer, Ask, Envelope, Result, Update
+from fl_protocol.messages import Answer, Ask, DeviceState, Envelope, Result, StateName, Update
 from fl_protocol.signing import SigningKey, seal_update
 from fl_protocol.tensors import ModelLayout, TensorEntry
 from fl_protocol.topics import Kind, build
@@ -83,6 +83,7 @@ class Gateway:
     now: float = 0.0
     effects: list[Effect] = field(default_factory=list)
     counter: int = 0
+    words: int = 0
 
     def add(self, *devices: str) -> "Gateway":
         """Let devices in."""
@@ -111,6 +112,13 @@ class Gateway:
         plan = {"downlink": {"name": "none"}, **plan}
         assert self.ask("task-create", tiny_bundle(), task="fan", plan=plan).status == "successful"
         assert self.ask("task-start", task="fan").status == "successful"
+        return self
+
+    def come(self, *devices: str, state: StateName = "ready") -> "Gateway":
+        """Devices say that they are there; or not."""
+        for name in devices:
+            self.words += 1
+            self.handle(Received(name, DeviceState(state=state, boot=1, bseq=1, n=self.words)))
         return self
 
     def send(self, update: Update, key: SigningKey | None = None, device: str = "") -> list[Effect]:

@@ -47,6 +47,7 @@ MESSAGES: dict[str, m.Message] = {
         base_version=41,
         fingerprint=FINGERPRINT,
     ),
+    "slot-answer": m.SlotAnswer(task="fan", slot="41-7", answer="decline", why="the battery is at 12 %"),
     "grant": m.Grant(sha256=SHA, answer="go", window=4, missing=b"\x7f"),
     "chunk": m.Chunk(sha256=SHA, index=2, count=7, crc32=0xDEADBEEF, data=b"sixteen bytes of"),
     "get": m.Get(sha256=SHA, size=100_000, chunk_size=16384, window=4, missing=b"\x7f"),
@@ -55,6 +56,9 @@ MESSAGES: dict[str, m.Message] = {
     "status": m.TaskStatus(task="fan", state="running", version=41, value=0.9, updates={"accepted": 300}),
     "status-bytes": m.TaskStatus(
         task="fan", state="running", version=41, bytes_up=600_000, bytes_up_float32=8_700_000, ratio_up=14.5
+    ),
+    "status-invited": m.TaskStatus(
+        task="fan", state="running", version=41, invited={"fan-20": "version 41, for 90 s; its turn: never asked"}
     ),
     "metrics": m.ReleaseMetrics(task="fan", version=41, updates=8, devices=("fan-20", "fan-25"), value=0.9, loss=0.3),
     "gateway": m.GatewayState(state="ready", boot=1, bseq=1, fleet_key=FLEET_KEY.public),
@@ -124,6 +128,10 @@ SIGNED: dict[str, tuple[str, m.Signed]] = {
             ratio_up="12.4",
             counter=13,
         ),
+    ),
+    "slot": (
+        "fl/1/demo/dev/fan-20/dn/slot",
+        m.Slot(task="fan", slot="41-7", version=41, expires_in_s=90, why="its turn: never asked", counter=6),
     ),
     "ask": ("fl/1/demo/op/cmd/task-start/0123", m.Ask(name="task-start", arguments={"task": "fan"}, counter=5)),
 }

@@ -7,12 +7,11 @@ from anabranch.datasets import fan_vibration
 from anabranch.simulator.cache import ResultCache
 from anabranch.simulator.data import read_bundle
 from anabranch.simulator.experiment import Experiment
-from anabranch.simulator.learning import Attacked, OnnxLearning, StandInLearning, make_attack, steps_of
+from anabranch.simulator.learning import OnnxLearning, StandInLearning, steps_of
 from edge_agent.events import Train
 from edge_agent.sources import Dataset, Examples
 from edge_agent.training import WorkOrder
 from fl_protocol.bundle import Bundle
-from fl_protocol.errors import ConfigError
 
 _, STAND_IN = read_bundle(Experiment(name="test"))
 _, FAN = read_bundle(Experiment(name="test", bundle="fan_vibration"))
@@ -101,19 +100,3 @@ def test_the_held_out_set_measures() -> None:
     assert learning.measure(FAN.initial) == (loss, value)
     assert learning.measure(FAN.initial * np.float32(0.5)) != (loss, value)
     assert OnnxLearning(FAN, None).measure(FAN.initial) is None
-
-
-def test_liars_send_something_else() -> None:
-    """What the attack makes of the honest result; everybody else's is untouched."""
-    honest = stand_in()
-    truth = honest.begin("a", order(), TEN)().parameters
-    base = STAND_IN.initial[:P]
-    lies = {kind: Attacked(honest, {"a": make_attack(kind, 3.0)}) for kind in ("sign-flip", "free-ride", "noise")}
-    sent = {kind: learning.begin("a", order(), TEN)().parameters for kind, learning in lies.items()}
-    assert np.allclose(sent["sign-flip"], base - 3 * (truth - base), atol=1e-5)
-    assert np.array_equal(sent["free-ride"], base)
-    assert np.linalg.norm(sent["noise"] - base) == pytest.approx(3 * np.linalg.norm(truth - base), rel=1e-4)
-    others = [learning.begin("b", order(), TEN)().parameters for learning in (honest, *lies.values())]
-    assert all(np.array_equal(other, others[0]) for other in others)
-    with pytest.raises(ConfigError, match="no attack 'charm'"):
-        make_attack("charm", 1.0)

@@ -17,7 +17,8 @@ def record(device, **metrics):
 def recorder():
     recorder = Recorder()
     nothing = SimpleNamespace(on_store=lambda _: None, line=lambda *_: None)
-    recorder.watch(SimpleNamespace(store=SimpleNamespace(), checker=nothing, trace=nothing))
+    nobody = SimpleNamespace(terms={})
+    recorder.watch(SimpleNamespace(store=SimpleNamespace(), checker=nothing, trace=nothing, attackers=nobody))
     return recorder
 
 
