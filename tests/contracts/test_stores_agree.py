@@ -118,10 +118,11 @@ def draw_disposal(data: st.DataObject, store: MemoryStore, before: list[Durable]
     used = tuple(data.draw(st.lists(st.sampled_from(waiting), max_size=3, unique=True))) if waiting else ()
     if data.draw(st.integers(0, 4)) == 0:
         return Quarantine(used, "not finite")
-    tried = [e.release.version for e in before if isinstance(e, CommitRelease) and e.state == "canary"]
-    tried += [v for v, row in store._of(task).items() if row.state == "canary"] + [data.draw(numbers)]
-    if data.draw(st.integers(0, 2)) == 0:
-        judged = tried[0]
+    tried = [v for v, row in store._of(task).items() if row.state == "canary"]  # judged before another version is made
+    made = (e for e in before if isinstance(e, CommitRelease) and e.release.task == task)
+    tried += [e.release.version for e in made if e.state == "canary"]
+    if tried or data.draw(st.integers(0, 9)) == 0:
+        judged = data.draw(st.sampled_from(tried or [0, 1, 2, 3]))
         return Promote(task, judged) if data.draw(st.booleans()) else Withhold(task, judged, "worse")
     version = max(store._of(task), default=-1) + data.draw(st.sampled_from([1, 1, 1, 1, 2, 0]))
     vector = np.full(LAYOUT.size, version + data.draw(reals), np.float32)
@@ -195,13 +196,14 @@ def seen(store: SqliteStore | MemoryStore) -> object:
     releases = {(task, v): store.release(task, v) for task in TASKS for v in kept[task]}
     plans = {(task, revision): plan_of(store, task, revision) for task in TASKS for revision in (None, 0, 1, 2, 3)}
     hashes = sorted({r.sha256 for r in releases.values()})
+    pruned = {(row.task, row.version) for row in rows(store) if row.update is None}
     return [
         loaded,
         values,
         plain(rows(store)),
         plans,
         {key: plain(release) for key, release in releases.items()},
-        {(t, v): plain(store.counted_in(t, v)) for t in TASKS for v in kept[t] if v > kept[t][-1] - KEPT},
+        {(t, v): plain(store.counted_in(t, v)) for t in TASKS for v in kept[t] if (t, v) not in pruned},
         {sha256: store.vector_bytes(sha256) for sha256 in hashes},
         store.suspects(),
     ]

@@ -7,7 +7,7 @@ import pytest
 
 from edge_agent import events as e
 from edge_agent.task import FRESH_S
-from fl_protocol.messages import Chunk, Get
+from fl_protocol.messages import Chunk, Desired, Get, Manifest
 from fl_protocol.topics import Kind
 from tests.edge_agent.rig import (
     BUNDLE,
@@ -22,6 +22,7 @@ from tests.edge_agent.rig import (
     states,
     the,
     topic,
+    updates,
     vector_of,
 )
 
@@ -322,3 +323,56 @@ def test_broadcasts_are_heard_only_while_versions_are_wanted() -> None:
     assert the(e.Unsubscribe, rig.asked).filters == versions
     effects = rig.train(order)
     assert the(e.Subscribe, effects).filters == tuple((name, 0) for name in versions)
+
+
+def try_canary(rig: Rig, *tasks: str) -> list[e.Effect]:
+    """The gateway names the device's tasks, and those whose versions it tries."""
+    desired = Desired(tasks=(TASK,), canary=tasks or None, counter=rig.count(Kind.DESIRED))
+    return rig.hear(Kind.DESIRED, desired)
+
+
+def canary(rig: Rig, version: int) -> list[e.Effect]:
+    """The gateway announces a version to the canary."""
+    blob = blob_of(version)
+    manifest = Manifest(
+        task=TASK,
+        plan_revision=1,
+        version=version,
+        fingerprint=BUNDLE.layout.fingerprint,
+        sha256=hashlib.sha256(blob).hexdigest(),
+        size=len(blob),
+        chunk_size=16384,
+        counter=rig.count(Kind.MANIFEST, channel="canary"),
+    )
+    return rig.hear(Kind.MANIFEST, manifest, channel="canary")
+
+
+def test_a_device_of_the_canary_takes_the_newer_of_both_channels() -> None:
+    """It asks for what it is to try at once; what the fleet has meanwhile is no news; what comes after it is."""
+    rig = Rig()
+    rig.train(rig.ready_to_train(0))
+    name = topic(Kind.MANIFEST, channel="canary")
+    assert the(e.Subscribe, try_canary(rig, TASK)).filters == ((name, 0),)
+    (get,) = gets(canary(rig, 1) + rig.wait(0.1))
+    assert get.sha256 == hashlib.sha256(blob_of(1)).hexdigest()
+    assert not complaints(rig.announce(0))
+    rig.verdict(updates(rig.asked)[-1], "accepted")
+    order = the(e.Train, rig.serve(blob_of(1)))
+    assert not complaints(rig.announce(0))
+    effects = rig.train(order)
+    assert updates(effects)[-1].base_version == 1
+    assert (name, 0) in [f for subscribe in all_of(e.Subscribe, effects) for f in subscribe.filters]
+    rig.verdict(updates(effects)[-1], "stale")
+    assert the(e.Unsubscribe, try_canary(rig)).filters == (name,)
+    rig.announce(2)
+    assert the(e.Train, rig.broadcast(2)).base is not None
+
+
+def test_nobody_tries_what_it_was_not_asked_to() -> None:
+    """A canary's manifest that reaches another device changes nothing; nor does one that is behind the fleet."""
+    rig = Rig()
+    rig.train(rig.ready_to_train(5))
+    assert not gets(canary(rig, 6) + rig.wait(3))
+    try_canary(rig, TASK)
+    assert not complaints(canary(rig, 4))
+    assert not gets(rig.wait(3))

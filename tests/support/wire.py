@@ -60,6 +60,17 @@ MESSAGES: dict[str, m.Message] = {
     "status-invited": m.TaskStatus(
         task="fan", state="running", version=41, invited={"fan-20": "version 41, for 90 s; its turn: never asked"}
     ),
+    "status-guarded": m.TaskStatus(
+        task="fan",
+        state="running",
+        version=41,
+        canary=42,
+        withheld=1,
+        why="version 40 withheld: accuracy 0.1 after 0.9",
+    ),
+    "metrics-withheld": m.ReleaseMetrics(
+        task="fan", version=40, updates=8, devices=("fan-20",), value=0.1, withheld=True
+    ),
     "metrics": m.ReleaseMetrics(task="fan", version=41, updates=8, devices=("fan-20", "fan-25"), value=0.9, loss=0.3),
     "gateway": m.GatewayState(state="ready", boot=1, bseq=1, fleet_key=FLEET_KEY.public),
     "sync": m.Sync(within_s=5),
@@ -110,6 +121,10 @@ SIGNED: dict[str, tuple[str, m.Signed]] = {
         ),
     ),
     "desired": ("fl/1/demo/dev/fan-20/twin/desired", m.Desired(tasks=("fan",), counter=1)),
+    "desired-canary": (
+        "fl/1/demo/dev/fan-20/twin/desired",
+        m.Desired(tasks=("fan", "pump"), canary=("fan",), counter=2),
+    ),
     "result": (
         "fl/1/demo/dev/fan-20/dn/result",
         m.Result(
