@@ -9,22 +9,19 @@ Rules and settings were compared on validation with seeds from 100 on (--tune); 
 """
 
 import argparse
-import hashlib
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
 
 from bytes_models import bundle_of
-from bytes_training import LAST, inline, run_missing, shown, variant
+from bytes_training import Runs, accuracy, inline, run_missing, shown, variant, write_experiment
 from figures import parse_arguments, print_result, setting
 from pages import as_text, write_page
 
 from anabranch.simulator.compare import Estimate, estimate
-from anabranch.simulator.results import RUN, Run, read_run
-from anabranch.simulator.running import Job
+from anabranch.simulator.results import Run
 
 EXPERIMENTS = Path(__file__).parent / "experiments" / "robust"
 BASES = ("har_mlp_38k", "fashion_mlp_50k")
@@ -77,27 +74,11 @@ class Case:
         return "\n[[attacks]]\n" + "".join(f"{key} = {value}\n" for key, value in lines.items())
 
 
-@dataclass(frozen=True)
-class Trial:
+@dataclass(frozen=True, kw_only=True)
+class Trial(Runs):
     """A case with its file and seeds."""
 
     case: Case
-    path: Path
-    seeds: tuple[int, ...]
-
-    def folder(self, seed: int) -> Path:
-        """Where the run of that seed lies."""
-        return self.path.parent / f"{self.path.stem}-seed-{seed}"
-
-    @property
-    def missing(self) -> list[Job]:
-        """Runs that are not there yet."""
-        return [Job(self.path, s, self.folder(s)) for s in self.seeds if not (self.folder(s) / RUN).is_file()]
-
-    @property
-    def runs(self) -> list[Run]:
-        """All of its runs, by seed."""
-        return [read_run(self.folder(seed)) for seed in self.seeds]
 
 
 def prepare(case: Case, seeds: Sequence[int], folder: Path, bundles: Path, tune: bool, updates: int | None) -> Trial:
@@ -110,16 +91,8 @@ def prepare(case: Case, seeds: Sequence[int], folder: Path, bundles: Path, tune:
         text = text.replace('measured_on = "test"', 'measured_on = "validation"')
         if case.base.startswith("har"):  # three of the 21 people validate
             text = text.replace("devices = 21", "devices = 18").replace("buffer = 15", "buffer = 13")
-    text += case.attacks
-    content = hashlib.sha256(text.encode() + bundle.read_bytes()).hexdigest()[:8]
-    path = folder / f"{name}-{content}.toml"
-    path.write_text(text, "utf-8")
-    return Trial(case, path, tuple(seeds))
-
-
-def accuracy(run: Run) -> float:
-    """The mean over the last versions. A run that the attack ended early has what it had then."""
-    return fmean([row.value for row in run.releases if row.value is not None][-LAST:])
+    path = write_experiment(folder, name, text + case.attacks, bundle)
+    return Trial(case=case, path=path, seeds=tuple(seeds))
 
 
 def cases(options: argparse.Namespace) -> Iterator[Case]:

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
 from statistics import fmean
-from typing import Protocol
 
 from anabranch.simulator.compare import Estimate, estimate
 from anabranch.simulator.results import RUN, Run, read_run
@@ -101,15 +100,12 @@ def _replaced(text: str, key: str, value: str, count: int) -> str:
     return new
 
 
-@dataclass(frozen=True)
-class Trial:
-    """One arm of one model."""
+@dataclass(frozen=True, kw_only=True)
+class Runs:
+    """An experiment's file, and its runs in folders beside it."""
 
-    model: str
-    arm: Arm
-    path: Path  # of the experiment's file
+    path: Path
     seeds: tuple[int, ...]
-    num_parameters: int
 
     def folder(self, seed: int) -> Path:
         """Where the run of that seed lies."""
@@ -126,12 +122,21 @@ class Trial:
         return [read_run(self.folder(seed)) for seed in self.seeds]
 
 
-class HasRuns(Protocol):
-    """Something whose runs may be missing."""
+@dataclass(frozen=True, kw_only=True)
+class Trial(Runs):
+    """One arm of one model."""
 
-    @property
-    def missing(self) -> list[Job]:
-        """Runs that are not there yet."""
+    model: str
+    arm: Arm
+    num_parameters: int
+
+
+def write_experiment(folder: Path, name: str, text: str, bundle: Path) -> Path:
+    """The file of that text, whose name tells its content, and the bundle's, apart."""
+    content = hashlib.sha256(text.encode() + bundle.read_bytes()).hexdigest()[:8]
+    path = folder / f"{name}-{content}.toml"
+    path.write_text(text, "utf-8")
+    return path
 
 
 def prepare(
@@ -145,14 +150,12 @@ def prepare(
     for arm in arms:
         name = f"{model}-{re.sub(r'[^a-z0-9.]+', '-', arm.name.lower())}".strip("-")
         text = variant(base, name, arm.plan, bundle.resolve(), updates)
-        content = hashlib.sha256(text.encode() + bundle.read_bytes()).hexdigest()[:8]
-        path = folder / f"{name}-{content}.toml"
-        path.write_text(text, "utf-8")
-        trials.append(Trial(model, arm, path, tuple(seeds), size))
+        path = write_experiment(folder, name, text, bundle)
+        trials.append(Trial(model=model, arm=arm, path=path, seeds=tuple(seeds), num_parameters=size))
     return trials
 
 
-def run_missing(trials: Sequence[HasRuns], processes: int, progress: Callable[[str], None]) -> None:
+def run_missing(trials: Sequence[Runs], processes: int, progress: Callable[[str], None]) -> None:
     """Run what is not there yet: a seed of all arms after the other, so that what there is can be compared."""
     jobs = sorted((job for trial in trials for job in trial.missing), key=lambda job: job.seed)
     if jobs:
@@ -162,15 +165,19 @@ def run_missing(trials: Sequence[HasRuns], processes: int, progress: Callable[[s
             progress(f"{number}/{len(jobs)} {job.path.stem} seed {job.seed}: {value} in {summary.wall_s:.0f} s{broken}")
 
 
+def accuracy(run: Run) -> float:
+    """The mean over the last versions; of a run that ended early, over what it had then."""
+    return fmean([row.value for row in run.releases if row.value is not None][-LAST:])
+
+
 def cost_of(run: Run, num_parameters: int) -> Cost:
     """A run's figures."""
     made = sum(device.trained for device in run.devices)
-    values = [row.value for row in run.releases if row.value is not None]
     first = next(row for row in run.releases if row.used)
     down = run.summary.bytes_down
     test = run.summary.test_last
     return Cost(
-        accuracy=fmean(values[-LAST:]),
+        accuracy=accuracy(run),
         int8=test.int8 if test else None,
         updates=made,
         up=run.summary.bytes_up / made,
