@@ -7,19 +7,18 @@ measures it on its own held-out examples before it trains from it, and says so w
 import hashlib
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from statistics import median
 from typing import Literal
 
 from broker_aggregator.measured import KEPT_VALUES
 from fl_protocol.better import best_of
 from fl_protocol.bundle import Better
-from fl_protocol.compression.parameters import Parameters
 from fl_protocol.errors import ConfigError, ProtocolError
 from fl_protocol.messages import Plan
+from fl_protocol.parameters import Parameters
 
 SAMPLE = 0.1  # of the fleet, where there is no held-out set and the guard names no canary
-SETTINGS = ("margin", "against", "canary", "reports", "canary_s", "measure_s", "in_doubt")
 MOST_S = 1_000_000
 
 
@@ -38,6 +37,9 @@ class Guard:
     def share(self, evaluation: str) -> float:
         """The canary's share of the fleet; without a held-out set there has to be one."""
         return self.canary or (0.0 if evaluation else SAMPLE)
+
+
+SETTINGS = tuple(field.name for field in fields(Guard))
 
 
 def read_guard(plan: Plan) -> Guard | None:

@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from fl_protocol.compression.parameters import Parameters
 from fl_protocol.errors import ConfigError, ProtocolError
 from fl_protocol.messages import Plan
+from fl_protocol.parameters import Parameters
 
 By = Literal["balanced", "useful", "fair", "random"]
 CHOICES: tuple[By, ...] = ("balanced", "useful", "fair", "random")

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from numpy.random import Generator
 
-from fl_protocol.compression.parameters import Parameters
 from fl_protocol.messages import Slot
+from fl_protocol.parameters import Parameters
 
 NEVER = float("inf")
 UNINVITED = "waits for an invitation"

@@ -25,8 +25,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl_protocol.compression import rice
-from fl_protocol.compression.parameters import Parameters
 from fl_protocol.errors import Code, ProtocolError
+from fl_protocol.parameters import Parameters
 from fl_protocol.tensors import ModelLayout, Vector
 
 DEFAULT_STEP, MIN_STEP, MAX_STEP = 1.5, 0.25, 8.0

@@ -28,9 +28,9 @@ from broker_aggregator.aggregation.screened import Screened
 from broker_aggregator.aggregation.trimmed_mean import TrimmedMean
 from broker_aggregator.server_optimizer import SGD, Adagrad, Adam, DelayAdaptive, ServerOptimizer, Yogi
 from broker_aggregator.staleness import Discount
-from fl_protocol.compression.parameters import Parameters
 from fl_protocol.errors import ConfigError, ProtocolError
 from fl_protocol.messages import Plan
+from fl_protocol.parameters import Parameters
 
 DEFAULT_RULE: Mapping[str, str] = {"name": "mean"}
 ALIASES: Mapping[str, str] = {

@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 from fl_protocol.compression.draws import SEED_BYTES, draw_seed, draw_signs
 from fl_protocol.compression.floats import decode_floats, encode_floats, finite
 from fl_protocol.compression.grid import bounded, cut, pack, unpack
-from fl_protocol.compression.parameters import Parameters
 from fl_protocol.compression.sparse import Dense
 from fl_protocol.errors import Code, ProtocolError
+from fl_protocol.parameters import Parameters
 from fl_protocol.tensors import ModelLayout, Vector
 
 BLOCK = 4096

@@ -8,8 +8,8 @@ from typing import ClassVar, Self
 from numpy.random import Generator
 
 from fl_protocol.compression.floats import decode_floats, encode_floats, finite
-from fl_protocol.compression.parameters import Parameters
 from fl_protocol.compression.sparse import Dense
+from fl_protocol.parameters import Parameters
 from fl_protocol.tensors import ModelLayout, Vector
 
 

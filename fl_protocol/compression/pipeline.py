@@ -12,7 +12,6 @@ from numpy.random import Generator
 from fl_protocol.compression.eden import Eden
 from fl_protocol.compression.float16 import Float16
 from fl_protocol.compression.none import Float32
-from fl_protocol.compression.parameters import Parameters
 from fl_protocol.compression.powersgd import PowerSgd
 from fl_protocol.compression.qsgd import Qsgd
 from fl_protocol.compression.randomk import RandomK
@@ -22,6 +21,7 @@ from fl_protocol.compression.threshold import Threshold
 from fl_protocol.compression.topk import TopK
 from fl_protocol.compression.uq import DeadZone
 from fl_protocol.errors import Code, ProtocolError
+from fl_protocol.parameters import Parameters
 from fl_protocol.tensors import ModelLayout, SparseVector, Vector
 
 

@@ -16,9 +16,9 @@ from numpy.random import Generator
 
 from fl_protocol.compression.floats import decode_floats, encode_floats, finite
 from fl_protocol.compression.grid import bounded
-from fl_protocol.compression.parameters import Parameters
 from fl_protocol.compression.sparse import Dense
 from fl_protocol.errors import Code, ProtocolError
+from fl_protocol.parameters import Parameters
 from fl_protocol.tensors import ModelLayout, TensorEntry, Vector
 
 

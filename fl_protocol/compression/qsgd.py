@@ -19,9 +19,9 @@ from numpy.random import Generator
 from fl_protocol.compression.coders import Coder
 from fl_protocol.compression.floats import finite
 from fl_protocol.compression.grid import Rounding, bounded, cut, round_to_grid, rounding_of, scale_by_tensor
-from fl_protocol.compression.parameters import Parameters
 from fl_protocol.compression.scales import decode_scales, encode_scales, num_bytes
 from fl_protocol.compression.sparse import Dense
+from fl_protocol.parameters import Parameters
 from fl_protocol.tensors import ModelLayout, Vector
 
 

@@ -20,15 +20,15 @@ from fl_protocol.compression.coders import Coder
 from fl_protocol.compression.draws import SEED_BYTES, draw_positions, draw_seed
 from fl_protocol.compression.floats import decode_floats, encode_floats, finite
 from fl_protocol.compression.grid import Rounding, bounded, cut, round_to_grid, scale_by_tensor
-from fl_protocol.compression.parameters import Parameters
-from fl_protocol.compression.sparse import dense, shorter
+from fl_protocol.compression.sparse import Sparse
 from fl_protocol.errors import Code, ProtocolError
+from fl_protocol.parameters import Parameters
 from fl_protocol.tensors import ModelLayout, SparseVector, Vector
 
 HALF = 16
 
 
-class RandomK:
+class RandomK(Sparse):
     """`share` of the parameters, 0.001 to 1, in the mean."""
 
     name = "randomk"
@@ -62,14 +62,6 @@ class RandomK:
         else:
             stream = self._coder.encode([round_to_grid(ratios * np.float32(self._most), self._rounding, rng)])
         return seed + encode_floats(np.array([largest]), "<f4") + stream
-
-    def decompress(self, payload: bytes) -> Vector:
-        """Shape (P,), the same bits on every processor. Raises `ProtocolError(E_SIZE | E_SCHEMA | E_NAN)`."""
-        return dense(self._decode(payload))
-
-    def decompress_sparse(self, payload: bytes) -> SparseVector | None:
-        """The same without its zeros, unless those are too few. Raises what `decompress` does."""
-        return shorter(self._decode(payload))
 
     def _decode(self, payload: bytes) -> SparseVector:
         seed, largest, stream = cut(payload, SEED_BYTES, SEED_BYTES + 4)

@@ -15,9 +15,9 @@ from numpy.random import Generator
 
 from fl_protocol.compression.floats import finite
 from fl_protocol.compression.grid import bounded, cut, pack, scale_by_tensor, unpack
-from fl_protocol.compression.parameters import Parameters
 from fl_protocol.compression.scales import decode_scales, encode_scales, num_bytes
 from fl_protocol.compression.sparse import Dense
+from fl_protocol.parameters import Parameters
 from fl_protocol.tensors import ModelLayout, Vector
 
 

@@ -7,14 +7,16 @@ between the least and the largest that is sent. So no value is off by more than 
                                            for 16: bytes of float16, 4 bytes · float16 · symbols -1, 0, 1, by `coder`
 """
 
+from abc import ABC, abstractmethod
+
 import numpy as np
 from numpy.typing import NDArray
 
 from fl_protocol.compression.coders import Coder
 from fl_protocol.compression.floats import decode_floats, encode_floats
 from fl_protocol.compression.grid import cut
-from fl_protocol.compression.parameters import Parameters
 from fl_protocol.errors import Code, ProtocolError
+from fl_protocol.parameters import Parameters
 from fl_protocol.tensors import SparseVector, Vector
 
 DEFAULT_SHARE, MIN_SHARE = 0.01, 0.0001
@@ -32,14 +34,26 @@ class Dense:
         return None
 
 
+class Sparse(ABC):
+    """A codec whose bytes say where values are that are not zero."""
+
+    def decompress(self, payload: bytes) -> Vector:
+        """Shape (P,), the same bits on every processor. Raises `ProtocolError(E_SIZE | E_SCHEMA | E_NAN)`."""
+        return dense(self._decode(payload))
+
+    def decompress_sparse(self, payload: bytes) -> SparseVector | None:
+        """The same without its zeros, unless those are too few. Raises what `decompress` does."""
+        vector = self._decode(payload)
+        return vector if worth(len(vector.values), vector.size) else None
+
+    @abstractmethod
+    def _decode(self, payload: bytes) -> SparseVector:
+        """What the payload says, whatever that costs."""
+
+
 def worth(count: int, size: int) -> bool:
     """Whether positions and values, 8 and 4 bytes each, take less memory than all values do."""
     return 12 * count < 4 * size
-
-
-def shorter(vector: SparseVector) -> SparseVector | None:
-    """The vector, where that is worth it."""
-    return vector if worth(len(vector.values), vector.size) else None
 
 
 def dense(vector: SparseVector) -> Vector:

@@ -17,12 +17,12 @@ from numpy.random import Generator
 from fl_protocol.compression.coders import Coder
 from fl_protocol.compression.floats import decode_floats, encode_floats, finite
 from fl_protocol.compression.grid import bounded, cut, scale_by_tensor
-from fl_protocol.compression.parameters import Parameters
-from fl_protocol.compression.sparse import DEFAULT_SHARE, MIN_SHARE, dense, largest, shorter
+from fl_protocol.compression.sparse import DEFAULT_SHARE, MIN_SHARE, Sparse, largest
+from fl_protocol.parameters import Parameters
 from fl_protocol.tensors import ModelLayout, SparseVector, Vector
 
 
-class Ternary:
+class Ternary(Sparse):
     """`share` of the parameters, 0.0001 to 1, at least one."""
 
     name = "ternary"
@@ -47,14 +47,6 @@ class Ternary:
         symbols = np.zeros(self._size, np.int32)
         symbols[positions] = np.sign(values[positions])
         return encode_floats(np.array([mean], np.float32), "<f4") + self._coder.encode([symbols])
-
-    def decompress(self, payload: bytes) -> Vector:
-        """Shape (P,), the same bits on every processor. Raises `ProtocolError(E_SIZE | E_SCHEMA | E_NAN)`."""
-        return dense(self._decode(payload))
-
-    def decompress_sparse(self, payload: bytes) -> SparseVector | None:
-        """The same without its zeros, unless those are too few. Raises what `decompress` does."""
-        return shorter(self._decode(payload))
 
     def _decode(self, payload: bytes) -> SparseVector:
         head, stream = cut(payload, 4)

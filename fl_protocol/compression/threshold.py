@@ -13,12 +13,12 @@ from numpy.random import Generator
 
 from fl_protocol.compression.floats import finite
 from fl_protocol.compression.grid import bounded
-from fl_protocol.compression.parameters import Parameters
-from fl_protocol.compression.sparse import SparseValues, dense, shorter
+from fl_protocol.compression.sparse import Sparse, SparseValues
+from fl_protocol.parameters import Parameters
 from fl_protocol.tensors import ModelLayout, SparseVector, Vector
 
 
-class Threshold:
+class Threshold(Sparse):
     """`level` in root mean squares, 0.1 to 20."""
 
     name = "threshold"
@@ -46,10 +46,5 @@ class Threshold:
             chosen[tensor] = (magnitudes >= min(self._level * rms, magnitudes.max())) & (magnitudes > 0)
         return self._values.encode(values, np.flatnonzero(chosen))
 
-    def decompress(self, payload: bytes) -> Vector:
-        """Shape (P,), the same bits on every processor. Raises `ProtocolError(E_SIZE | E_SCHEMA | E_NAN)`."""
-        return dense(self._values.decode(payload))
-
-    def decompress_sparse(self, payload: bytes) -> SparseVector | None:
-        """The same without its zeros, unless those are too few. Raises what `decompress` does."""
-        return shorter(self._values.decode(payload))
+    def _decode(self, payload: bytes) -> SparseVector:
+        return self._values.decode(payload)

@@ -12,12 +12,12 @@ from numpy.random import Generator
 
 from fl_protocol.compression.floats import finite
 from fl_protocol.compression.grid import bounded
-from fl_protocol.compression.parameters import Parameters
-from fl_protocol.compression.sparse import DEFAULT_SHARE, MIN_SHARE, SparseValues, dense, largest, shorter
+from fl_protocol.compression.sparse import DEFAULT_SHARE, MIN_SHARE, Sparse, SparseValues, largest
+from fl_protocol.parameters import Parameters
 from fl_protocol.tensors import ModelLayout, SparseVector, Vector
 
 
-class TopK:
+class TopK(Sparse):
     """`share` of the parameters, 0.0001 to 1, at least one."""
 
     name = "topk"
@@ -39,10 +39,5 @@ class TopK:
         values = bounded(finite(vector, self._size))
         return self._values.encode(values, largest(values, self._count))
 
-    def decompress(self, payload: bytes) -> Vector:
-        """Shape (P,), the same bits on every processor. Raises `ProtocolError(E_SIZE | E_SCHEMA | E_NAN)`."""
-        return dense(self._values.decode(payload))
-
-    def decompress_sparse(self, payload: bytes) -> SparseVector | None:
-        """The same without its zeros, unless those are too few. Raises what `decompress` does."""
-        return shorter(self._values.decode(payload))
+    def _decode(self, payload: bytes) -> SparseVector:
+        return self._values.decode(payload)

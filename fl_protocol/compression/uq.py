@@ -29,12 +29,12 @@ from fl_protocol.compression import rice
 from fl_protocol.compression.coders import Coder
 from fl_protocol.compression.floats import finite
 from fl_protocol.compression.grid import bounded, cut
-from fl_protocol.compression.parameters import Parameters
 from fl_protocol.compression.rate import Floats, Histogram, fit
 from fl_protocol.compression.rice import MAX_MAGNITUDE
 from fl_protocol.compression.scales import TINY, decode_scales, encode_scales, num_bytes
 from fl_protocol.compression.sparse import worth
 from fl_protocol.errors import Code, ProtocolError
+from fl_protocol.parameters import Parameters
 from fl_protocol.tensors import ModelLayout, SparseVector, Vector
 
 ROUNDING = np.float32(0.33)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from fl_protocol.errors import Code, ProtocolError
 
 _NUMBER = re.compile(r"[0-9]{1,6}(\.[0-9]{1,12})?")
+_WHOLE = re.compile(r"0|[1-9][0-9]{0,6}")
 
 
 class Parameters:
@@ -23,9 +24,9 @@ class Parameters:
         return float(text)
 
     def whole(self, key: str, default: int, low: int, high: int) -> int:
-        """A whole number from `low` to `high`."""
+        """A whole number from `low` to `high`, below ten million, as Python writes it."""
         text = self._left.pop(key, str(default))
-        if text not in map(str, range(low, high + 1)):
+        if not _WHOLE.fullmatch(text) or not low <= int(text) <= high:
             raise ProtocolError(Code.SCHEMA, f"{key} is a whole number from {low} to {high}, not {text!r:.80}")
         return int(text)
 
