@@ -24,9 +24,7 @@ class Announcer:
     fleet_name: str
     chunk_size: int = chunk_size_for("3.1.1", 65536)
     _said: dict[str, tuple[float, TaskStatus]] = field(default_factory=dict)  # task -> when, and the last status
-    _trying: dict[str, tuple[str, ...]] = field(
-        default_factory=dict
-    )  # device -> the tasks whose canary it was told to be
+    _trying: dict[str, tuple[str, ...]] = field(default_factory=dict)  # whom it told that they try versions, of what
 
     def topic(self, kind: Kind, **ids: str) -> Topic:
         """A topic of this fleet."""
@@ -88,13 +86,16 @@ class Announcer:
     def desired(self, device: str, tasks: Mapping[str, Task]) -> Send:
         """A device's tasks, and those whose canary it is; retained."""
         trying = tuple(name for name, task in sorted(tasks.items()) if device in task.tried_by)
-        self._trying[device] = trying
+        if trying:
+            self._trying[device] = trying
+        else:
+            self._trying.pop(device, None)
         desired = Desired(tasks=tuple(sorted(tasks)), canary=trying or None)
         return Send(self.topic(Kind.DESIRED, device=device), desired, retain=True)
 
     def canaries(self, tasks: Mapping[str, Task], fleet: Fleet) -> Iterator[Send]:
         """Tell those who begin to try a version, or no longer do."""
-        now: dict[str, list[str]] = {device: [] for device, trying in self._trying.items() if trying}
+        now: dict[str, list[str]] = {device: [] for device in self._trying}
         for name, task in sorted(tasks.items()):
             for device in task.tried_by:
                 now.setdefault(device, []).append(name)

@@ -125,11 +125,12 @@ class Task:
 
     def reported(self) -> float | None:
         """The newest version's metric as the devices measured it on their own held-out examples."""
-        for version in sorted(self.reports, reverse=True):
-            total = sum(n for n, _ in self.reports[version])
-            if total:
-                return sum(n * value for n, value in self.reports[version]) / total
-        return None
+        return self.reported_of(max(self.reports)) if self.reports else None
+
+    def reported_of(self, version: int) -> float | None:
+        """The same of an earlier version; None where nobody said anything of it."""
+        words = self.reports.get(version, ())
+        return sum(n * value for n, value in words) / sum(n for n, _ in words) if words else None
 
     def status(self, devices: int, active: int) -> TaskStatus:
         """The page that people watch."""
@@ -248,7 +249,8 @@ class Task:
         came = len(first_of_each(self.buffer, len(self.buffer), self.gathering.tiers, tier))
         if self.plan.mode == "synchronous":
             self.gathering.wait_on(tier, now)
-            self.opened_at = self.opened_at if self.gathering.tiers else now
+            if not self.gathering.tiers:
+                self.opened_at = now
             self.invitations.overdue(tier, self.plan.deadline_s, now)
         of_tier = f" of tier {tier}" if self.gathering.tiers else ""
         why = f"{came} of {need} updates at the deadline{of_tier}; waiting on"

@@ -90,8 +90,11 @@ def hear(task: Task, update: Update) -> None:
 
 def choose(task: Task, present: Iterable[str]) -> None:
     """Who tries the version, if nobody has been chosen yet; after a restart, those who have spoken stay."""
-    trial, guard = task.trial, read_guard(task.plan)
-    if trial is not None and trial.with_canary and not trial.devices and guard is not None:
+    trial = task.trial
+    if trial is None or not trial.with_canary or trial.devices:
+        return  # asked after every event: the plan is read only where it matters
+    guard = read_guard(task.plan)
+    if guard is not None:
         found = chosen(present, task.plan.task, trial.release.version, guard.share(task.evaluation))
         trial.devices = tuple(sorted({*found, *trial.words}))
 
@@ -214,5 +217,5 @@ def _release(task: Task, trial: Trial, now: float) -> Iterator[Effect]:
 def _reported(task: Task, against: int) -> float | None:
     """The best of the last published versions, by the mean of the words on each."""
     versions = [v for v in sorted(task.reports) if task.trial is None or v != task.trial.release.version]
-    means = [sum(n * x for n, x in task.reports[v]) / sum(n for n, _ in task.reports[v]) for v in versions]
+    means = [mean for v in versions if (mean := task.reported_of(v)) is not None]
     return best_of(means[-against:], task.measured.better)

@@ -3,7 +3,7 @@
 import numpy as np
 
 from broker_aggregator.aggregation.chain import Memoryless
-from broker_aggregator.aggregation.updates import Matrix, UpdateSet
+from broker_aggregator.aggregation.updates import Matrix, UpdateSet, squared_distances
 from fl_protocol.tensors import Vector
 
 NEAR = 1e-6  # of the ordinary distance: closer than this counts as this
@@ -15,10 +15,7 @@ def median_factors(gram: Matrix, iterations: int) -> Matrix:
     It begins where rows count by 1 / (the radius that holds more than half of all): from the mean on, f attackers of n
     lose only a factor f / (n - f) an iteration of however far they have drawn it, and 32 were not enough.
     """
-    squares = np.diag(gram)
-    between = np.sqrt(np.maximum(0.0, squares[:, None] + squares[None, :] - 2 * gram))
-    np.fill_diagonal(between, 0.0)
-    radii = np.sort(between, axis=1)[:, len(gram) // 2]
+    radii = np.sort(np.sqrt(squared_distances(gram)), axis=1)[:, len(gram) // 2]
     factors: Matrix = 1 / np.maximum(radii, NEAR * float(np.median(radii)) or 1e-30)
     factors = factors / factors.sum()
     for _ in range(iterations):

@@ -32,6 +32,14 @@ class UpdateMeta:
     norm: float
 
 
+def squared_distances(gram: Matrix) -> Matrix:
+    """Between all rows of which these are the inner products, shape (M, M)."""
+    squares = np.diag(gram)
+    distances = np.maximum(0.0, squares[:, None] + squares[None, :] - 2 * gram)
+    np.fill_diagonal(distances, 0.0)
+    return distances
+
+
 class _Deltas:
     """K deltas of P values, decoded when they are asked for; all at once where they fit into a block."""
 
@@ -143,11 +151,7 @@ class UpdateSet:
 
     def squared_distances(self) -> Matrix:
         """Between all rows, shape (M, M)."""
-        gram = self.gram()
-        squares = np.diag(gram)
-        distances = np.maximum(0.0, squares[:, None] + squares[None, :] - 2 * gram)
-        np.fill_diagonal(distances, 0.0)
-        return distances
+        return squared_distances(self.gram())
 
     def products(self, vector: Vector) -> Matrix:
         """Inner product of each row with a vector of shape (P,); shape (M,)."""

@@ -17,7 +17,7 @@ from broker_aggregator.releasing import Buffered, first_release, next_release
 from broker_aggregator.staleness import Discount, staleness_discount
 from fl_protocol.compression import encode_statistics
 from fl_protocol.errors import ConfigError
-from fl_protocol.messages import Plan
+from tests.broker_aggregator.aggregation.sets import PLAN
 from tests.support.fleet import INITIAL, LAYOUT, make_update
 
 RNG = np.random.default_rng(0)
@@ -79,18 +79,6 @@ def test_factors_sum_to_one_at_most(rows):
     rows = updates(*rows)
     assert 0 < sum(rule.factors(rows.meta)) <= 1 + 1e-9
     assert abs(step(rule, rows)) <= max(m.norm for m in rows.meta) * (1 + 1e-6)
-
-
-PLAN = Plan(
-    task="fan",
-    revision=1,
-    state="running",
-    bundle_sha256="0" * 64,
-    bundle_size=1,
-    fingerprint=LAYOUT.fingerprint,
-    buffer=4,
-    example_exponent="0",
-)
 
 
 def buffered(device: str, delta: list[float], statistics: list[float], base: int = 0) -> Buffered:

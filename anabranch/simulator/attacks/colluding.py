@@ -5,13 +5,12 @@
 
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import replace
 from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
 
-from anabranch.simulator.attacks.results import Attack
+from anabranch.simulator.attacks.results import Attack, on_delta
 from edge_agent.events import Train
 from edge_agent.training import TrainingResult
 from fl_protocol.tensors import Vector
@@ -110,10 +109,9 @@ def make_craft(kind: str, scale: float | None, devices: int, attackers: int) -> 
 def with_others(craft: Craft, overheard: Overheard) -> Attack:
     """Sends what is crafted of what was overheard until then; its own honest result before there was anything."""
 
+    crafted = on_delta(lambda _delta, _rng: craft(overheard.honest))
+
     def attack(result: TrainingResult, order: Train) -> TrainingResult:
-        if not len(overheard):
-            return result
-        base = order.base[: len(result.parameters)]
-        return replace(result, parameters=base + craft(overheard.honest).astype(np.float32))
+        return crafted(result, order) if len(overheard) else result
 
     return attack

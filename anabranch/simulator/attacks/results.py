@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 from numpy.random import Generator
+from numpy.typing import NDArray
 
 from anabranch.simulator.attacks.kinds import Terms
 from edge_agent.events import Train
@@ -12,7 +13,7 @@ from edge_agent.training import TrainingResult
 from fl_protocol.tensors import Vector
 
 Attack = Callable[[TrainingResult, Train], TrainingResult]
-Change = Callable[[Vector, Generator], Vector]
+Change = Callable[[Vector, Generator], NDArray[np.floating]]
 
 
 def on_delta(change: Change) -> Attack:
