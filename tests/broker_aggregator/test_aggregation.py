@@ -101,6 +101,8 @@ def test_a_part_full_buffer_makes_a_part_of_any_rules_step():
     used = [buffered(name, [x, 0, 0], [0.5, 1.5]) for name, x in (("a", 1), ("b", 2), ("c", 900))]
     plan = replace(PLAN, rule={"name": "median", "f": "1"})
     np.testing.assert_allclose(next_release(plan, LAYOUT, base, used).vector[:3], [1 + 1.5, 2, 3])
+    tier = next_release(replace(plan, mode="synchronous", tiers=2), LAYOUT, base, used)
+    np.testing.assert_allclose(tier.vector[:3], [1 + 1.5, 2, 3], err_msg="a tier's step is its part of the fleet's")
     whole = next_release(replace(plan, mode="synchronous"), LAYOUT, base, used)
     np.testing.assert_allclose(whole.vector[:3], [1 + 2, 2, 3])
 
