@@ -87,7 +87,7 @@ def fresh_enough(update: Header, at: Standing) -> None:
     if update.base_version < at.plan.origin:
         raise Rejected("stale", Code.STALE, f"version {update.base_version} belongs to an earlier life of the task")
     staleness = at.release.version - update.base_version
-    limit = at.plan.max_staleness if at.plan.mode == "asynchronous" or at.plan.tiers else 0
+    limit = 0 if at.plan.in_rounds else at.plan.max_staleness
     if staleness > limit:
         raise Rejected("stale", Code.STALE, f"{staleness} versions old, at most {limit} is of use")
     if update.base_version < at.since:

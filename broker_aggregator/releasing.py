@@ -89,8 +89,7 @@ def next_release(
     if staleness is None:
         staleness = [base.version - b.update.base_version for b in used]
     if share is None:
-        whole = plan.mode == "synchronous" and not plan.tiers  # a tier is a part of its fleet, and steps as one
-        share = 1.0 if whole else min(1.0, len(used) / plan.buffer)
+        share = 1.0 if plan.in_rounds else min(1.0, len(used) / plan.buffer)
 
     def decode(i: int) -> Vector:
         delta = make_compressor(used[i].update.codec, layout).decompress(used[i].update.payload)

@@ -302,6 +302,11 @@ class Plan(Signed):
     guard: Settings | None = None  # what a release must show before it is published; none: nothing
     stop: Stop = field(default_factory=Stop)
 
+    @property
+    def in_rounds(self) -> bool:
+        """Whether a version is everybody's, trained from the one before: synchronous, and not tier by tier."""
+        return self.mode == "synchronous" and self.tiers is None
+
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest(Signed):
