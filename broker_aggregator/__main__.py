@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -28,6 +28,7 @@ from broker_aggregator.reading import replay as replay_releases
 from broker_aggregator.reading import status as read_status
 from broker_aggregator.store import SqliteStore
 from broker_aggregator.store_reader import StoreReader
+from broker_aggregator.tickets import write_tickets
 from fl_protocol.errors import ConfigError, ProtocolError
 from fl_protocol.keyfile import load_or_create_key
 
@@ -334,8 +335,58 @@ def device_allow(device: str, public_key: str, config: ConfigOption, as_json: Js
 
 @device_app.command("revoke")
 def device_revoke(device: str, config: ConfigOption, as_json: JsonOption = False) -> None:
-    """Listen to DEVICE no longer."""
+    """Listen to DEVICE no longer; its certificates are void within seconds, and its connection ends."""
     _ask(config, "device-revoke", {"device": device}, as_json)
+
+
+@device_app.command("ticket")
+def device_ticket(
+    devices: Annotated[list[str], typer.Argument(help="Ids of new devices: one ticket each.")],
+    config: ConfigOption,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the tickets, DEVICE.toml each.")],
+    hours: Annotated[int, typer.Option(help="How long a ticket is good for.", min=1)] = 72,
+    hardware: Annotated[str, typer.Option(help="The one machine that may use it, by its serial number.")] = "",
+    again: Annotated[bool, typer.Option("--again", help="A device that is there already was flashed anew.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a ticket for each of DEVICES, for `python -m deploy flash`. It lets one device in, once."""
+    written = write_tickets(
+        _load(config), devices, output, hours=hours, hardware=hardware, again=again, timeout=patience.timeout
+    )
+    if as_json:
+        _print_json(written)
+        return
+    for row in written:
+        typer.echo(f"{row['ticket']}: {row['device']}, claim {row['claim']}, good for {hours} h")
+    typer.echo("Flash one onto each card: python -m deploy flash IMAGE --ticket FILE")
+
+
+@device_app.command("tickets")
+def device_tickets(config: ConfigOption, as_json: JsonOption = False) -> None:
+    """List the tickets that are out: who waits for approval, and who was refused."""
+    claims = StoreReader(_load(config).store_path).claims().values()
+    if as_json:
+        _print_json([asdict(claim) for claim in claims])
+        return
+    table = _table("claim", "device", "good until", "state", "key", "machine", "refused", "why")
+    for c in claims:
+        until = time.strftime("%Y-%m-%d %H:%M", time.localtime(c.expires_ms / 1000))
+        expired = time.time() * 1000 > c.expires_ms
+        state = "approved" if c.approved else "asked" if c.key else "expired" if expired else "open"
+        table.add_row(c.id, c.device, until, state, c.key[:16], c.machine, str(c.refused), c.why)
+    console.print(table if claims else "No ticket is out: `broker-aggregator device ticket` makes one.")
+
+
+@device_app.command("approve")
+def device_approve(claim: str, config: ConfigOption, as_json: JsonOption = False) -> None:
+    """Let the device in that waits by CLAIM; `device tickets` shows who does."""
+    _ask(config, "device-approve", {"claim": claim}, as_json)
+
+
+@device_app.command("withdraw")
+def device_withdraw(claim: str, config: ConfigOption, as_json: JsonOption = False) -> None:
+    """Make the ticket of CLAIM worthless."""
+    _ask(config, "device-withdraw", {"claim": claim}, as_json)
 
 
 def _fail(error: Exception) -> NoReturn:

@@ -7,7 +7,6 @@ certificate are the gateway's, whatever its request says.
 import datetime as dt
 import ipaddress
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Self
 
 from cryptography import x509
@@ -24,14 +23,6 @@ REVOCATIONS_DAYS = 20 * 365  # OpenSSL refuses everyone once a list is out of da
 EARLY = dt.timedelta(days=1)  # valid from then on: clocks differ
 MIN_RSA_BITS = 2048
 _PEM = serialization.Encoding.PEM
-
-
-@dataclass(frozen=True)
-class Revoked:
-    """A certificate that is none any more; `at` is UTC."""
-
-    serial: int
-    at: dt.datetime
 
 
 def _name(common_name: str, organisation: str) -> x509.Name:
@@ -142,8 +133,8 @@ class Authority:
         """For a device, or a service of the gateway: the broker takes `name` for its user name."""
         return self._signed(self._issued(name, key, now, days, ExtendedKeyUsageOID.CLIENT_AUTH))
 
-    def revocation_list(self, revoked: Iterable[Revoked], number: int, now: dt.datetime) -> bytes:
-        """The list as PEM; `number` only grows."""
+    def revocation_list(self, revoked: Iterable[tuple[int, dt.datetime]], number: int, now: dt.datetime) -> bytes:
+        """The list of `revoked`, (serial number, when), as PEM; `number` only grows."""
         builder = (
             x509.CertificateRevocationListBuilder()
             .issuer_name(self.certificate.subject)
@@ -152,8 +143,8 @@ class Authority:
             .add_extension(x509.CRLNumber(number), critical=False)
             .add_extension(self._identifier, critical=False)
         )
-        for one in revoked:
-            entry = x509.RevokedCertificateBuilder().serial_number(one.serial).revocation_date(one.at)
+        for serial, at in revoked:
+            entry = x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(at)
             builder = builder.add_revoked_certificate(entry.build())
         return builder.sign(self._key, hashes.SHA256()).public_bytes(_PEM)
 

@@ -26,12 +26,26 @@ class GatewaySection:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EnrollmentSection:
+    """How new devices come in: by tickets, once `pki` names the folder of the fleet's certificate authority."""
+
+    pki: Path | None = None
+    host: str = ""  # under which devices reach the broker; tickets name it
+    port: Annotated[int, Meta(ge=1, le=65535)] = 8883
+    enroll_port: Annotated[int, Meta(ge=1, le=65535)] = 8884
+    approve: bool = False  # each device waits until `device approve`
+    hardware: tuple[str, ...] = ()  # serial numbers of the machines that may come in; none named: all
+    certificate_days: Annotated[int, Meta(ge=1, le=3650)] = 365
+
+
+@dataclass(frozen=True, kw_only=True)
 class GatewayConfig:
     """All of it; `[devices]` maps ids to public keys in hex, `device allow` adds more while it runs."""
 
     gateway: GatewaySection
     broker: BrokerConfig = field(default_factory=BrokerConfig)
     devices: dict[Id, Key] = field(default_factory=dict)
+    enrollment: EnrollmentSection = field(default_factory=EnrollmentSection)
 
     @property
     def store_path(self) -> Path:
@@ -65,7 +79,8 @@ def load_config(path: Path, environ: Mapping[str, str]) -> GatewayConfig:
     config = load_settings(GatewayConfig, path, environ)
     base = path.resolve().parent
     gateway = replace(config.gateway, data_dir=base / config.gateway.data_dir)
-    return replace(config, gateway=gateway, broker=config.broker.relative_to(base))
+    enrollment = replace(config.enrollment, pki=base / config.enrollment.pki if config.enrollment.pki else None)
+    return replace(config, gateway=gateway, broker=config.broker.relative_to(base), enrollment=enrollment)
 
 
 def load_task(path: Path) -> TaskConfig:

@@ -10,8 +10,10 @@ from typing import Literal
 
 from broker_aggregator.admission import Rejected
 from broker_aggregator.announcer import Announcer
+from broker_aggregator.enrollment import Enrollment
 from broker_aggregator.events import (
     Asked,
+    Claimed,
     CommitRelease,
     DropParts,
     Effect,
@@ -48,6 +50,7 @@ from fl_protocol.messages import (
     Get,
     Grant,
     Offer,
+    Renew,
     Result,
     SlotAnswer,
     Sync,
@@ -77,6 +80,7 @@ class Coordinator:
     operator_done: int = 0  # the counter of the last command that was successful
     last_answer: Send | None = None  # to the operator
     last_versions: dict[str, int] = field(default_factory=dict)  # of deleted tasks
+    enrollment: Enrollment | None = None  # without one, devices are let in by hand
     min_free_bytes: int = MIN_FREE_BYTES
     inbox: Inbox = field(default_factory=lambda: Inbox(UPLOAD_BYTES, UPLOAD_TTL_S))
     say: Announcer = field(init=False)
@@ -92,6 +96,8 @@ class Coordinator:
                 yield from self._online(event, now)
             case Received():
                 yield from self._received(event, now)
+            case Claimed() if self.enrollment is not None:
+                yield from self.enrollment.asked(self, event.claim, event.request, event.now_ms)
             case Gone():
                 yield Note("info", f"{event.device} left for good")
             case Asked():
@@ -179,6 +185,10 @@ class Coordinator:
                     yield SaveState(device.id, state)
             case DeviceInfo() as info:
                 yield SaveState(device.id, info)
+                if self.enrollment is not None:
+                    yield from self.enrollment.seen(device.id, info.public_key)
+            case Renew() as renew if self.enrollment is not None:
+                yield from self.enrollment.renew(self, device, renew, event.now_ms)
             case DeviceEvent() as said:
                 yield Note(said.level, f"{device.id}: {said.event} {said.code} {said.message}")
             case Envelope() as envelope:

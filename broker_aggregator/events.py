@@ -10,6 +10,7 @@ from typing import Literal
 
 import numpy as np
 
+from broker_aggregator.fleet import Certificate, Claim
 from fl_protocol.bundle import Better, Bundle
 from fl_protocol.messages import (
     Ask,
@@ -17,11 +18,13 @@ from fl_protocol.messages import (
     DeviceEvent,
     DeviceInfo,
     DeviceState,
+    Enroll,
     Envelope,
     Get,
     Message,
     Offer,
     Plan,
+    Renew,
     Result,
     SlotAnswer,
     Update,
@@ -51,8 +54,18 @@ class Received:
     """
 
     device: str
-    message: DeviceState | DeviceInfo | DeviceEvent | Envelope | Offer | SlotAnswer | Chunk | Get | Want
+    message: DeviceState | DeviceInfo | DeviceEvent | Envelope | Offer | SlotAnswer | Chunk | Get | Want | Renew
     num_bytes: int = 0
+    now_ms: int = 0
+
+
+@dataclass(frozen=True)
+class Claimed:
+    """Somebody with a ticket asks for a certificate; `now_ms` since 1970, for dates in certificates are that."""
+
+    claim: str
+    request: Enroll
+    now_ms: int
 
 
 @dataclass(frozen=True)
@@ -73,6 +86,7 @@ class Asked:
     cid: str
     bundle: Bundle | None = None
     release: "Release | None" = None
+    now_ms: int = 0
 
 
 @dataclass(frozen=True)
@@ -92,7 +106,7 @@ class Tick:
     free_bytes: int = 1 << 62
 
 
-Event = Online | Received | Gone | Asked | Evaluated | Tick
+Event = Online | Received | Claimed | Gone | Asked | Evaluated | Tick
 
 # --- effects: durable --------------------------------------------------------------------------------------------
 
@@ -222,6 +236,27 @@ class SaveDevice:
 
 
 @dataclass(frozen=True)
+class SaveClaim:
+    """A ticket as it stands."""
+
+    claim: Claim
+
+
+@dataclass(frozen=True)
+class RemoveClaim:
+    """A ticket has served, or was withdrawn."""
+
+    claim: str
+
+
+@dataclass(frozen=True)
+class SaveCertificate:
+    """A certificate that was issued, or is revoked now."""
+
+    certificate: Certificate
+
+
+@dataclass(frozen=True)
 class SaveState:
     """What a device last said of itself."""
 
@@ -248,6 +283,9 @@ Durable = (
     | SaveEvaluation
     | RemoveTask
     | SaveDevice
+    | SaveClaim
+    | RemoveClaim
+    | SaveCertificate
     | SaveState
     | SaveCounter
 )
@@ -316,6 +354,20 @@ class Evaluate:
 
 
 @dataclass(frozen=True)
+class WriteRevocations:
+    """The list that the broker reads: whoever holds one of these certificates is refused from now on."""
+
+    revoked: tuple[Certificate, ...]
+
+
+@dataclass(frozen=True)
+class CloseSession:
+    """The device's open connection to the broker ends, if it has one."""
+
+    device: str
+
+
+@dataclass(frozen=True)
 class Note:
     """A line for the log."""
 
@@ -323,5 +375,5 @@ class Note:
     text: str
 
 
-Visible = Send | Clear | SendObject | SendDelta | DropParts | Evaluate | Note
+Visible = Send | Clear | SendObject | SendDelta | DropParts | Evaluate | WriteRevocations | CloseSession | Note
 Effect = Durable | Visible

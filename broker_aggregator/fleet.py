@@ -89,6 +89,35 @@ class Device:
         return True
 
 
+@dataclass(frozen=True)
+class Claim:
+    """A ticket that was given out. `key` is the fingerprint of the first public key that asked by it, once one did."""
+
+    id: str
+    device: str  # the name that its device gets
+    expires_ms: int
+    hardware: str = ""  # the one machine that may use it, by its serial number; empty: any
+    key: str = ""
+    public_key: str = ""  # what that device signs updates with
+    machine: str = ""  # the serial number that it told
+    approved: bool = False
+    refused: int = 0  # requests, and why the last one was
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """What the authority issued to a device. `serial` in hex; `key` is its public key's fingerprint."""
+
+    serial: str
+    device: str
+    key: str
+    pem: str
+    expires_ms: int
+    claim: str = ""  # by which it was issued; empty for a renewal
+    revoked_ms: int = 0
+
+
 @dataclass
 class Fleet:
     """All devices by id."""

@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from broker_aggregator.aggregation.recipes import make_server_optimizer, settled
+from broker_aggregator.enrollment import Enrollment
 from broker_aggregator.events import (
     Asked,
     Clear,
@@ -45,6 +46,8 @@ OPERATOR_DONE = "operator/done"  # that of the last one that was successful
 ROLLBACK = "task-rollback"
 MAX_TASKS = 64  # what `Desired` holds
 NEW_TASK: Mapping[str, Any] = {"downlink": {"name": "uq", "step": "1.5"}}  # where its file says nothing
+MAX_TICKET_HOURS = 24 * 90
+MAX_WORD = 64
 LAST_VERSION = "version/"  # + task: where a deleted task's versions ended
 
 
@@ -88,8 +91,12 @@ def answer(at: Coordinator, asked: Asked, now: float) -> Iterator[Effect]:
             reply = replace(reply, message=(yield from task_rollback(at, ask.arguments, asked.release, now)))
         elif command is not None:
             yield from command(at, ask.arguments, asked.bundle, now)
+        elif ask.name in DATED:
+            yield from DATED[ask.name](at, ask.arguments, asked.now_ms)
         else:
-            raise ConfigError(f"unknown command {ask.name}", f"known: {', '.join(sorted({*COMMANDS, ROLLBACK}))}")
+            raise ConfigError(
+                f"unknown command {ask.name}", f"known: {', '.join(sorted({*COMMANDS, *DATED, ROLLBACK}))}"
+            )
         at.operator_done = ask.counter
         yield SaveCounter(OPERATOR_DONE, ask.counter)
     except ConfigError as error:
@@ -332,15 +339,53 @@ def device_allow(at: Coordinator, arguments: Mapping[str, object], _: Bundle | N
     yield at.say.desired(name, at.tasks)
 
 
-def device_revoke(at: Coordinator, arguments: Mapping[str, object], _: Bundle | None, now: float) -> Iterator[Effect]:
-    """Listen to a device no longer."""
+def device_revoke(at: Coordinator, arguments: Mapping[str, object], now_ms: int) -> Iterator[Effect]:
+    """Listen to a device no longer; its certificates are void, and its connection ends."""
     name = _text(arguments, "device")
     if name not in at.fleet.devices:
         raise ConfigError(f"there is no device {name}", "`broker-aggregator devices` lists them")
     device = at.fleet.devices[name]
-    at.fleet.devices[name] = replace(device, revoked=True)
+    device.revoked = True
     yield SaveDevice(name, device.public_key, revoked=True)
+    if at.enrollment is not None:
+        yield from at.enrollment.revoke(name, now_ms)
     yield Clear(at.say.topic(Kind.DESIRED, device=name))
+
+
+def _enrollment(at: Coordinator) -> Enrollment:
+    if at.enrollment is None:
+        raise ConfigError(
+            "this gateway has no certificate authority",
+            "`python -m deploy gateway up` makes one, or name `pki` in [enrollment]",
+        )
+    return at.enrollment
+
+
+def device_ticket(at: Coordinator, arguments: Mapping[str, object], now_ms: int) -> Iterator[Effect]:
+    """A claim by which one new device may come in."""
+    hours, hardware = arguments.get("hours"), arguments.get("hardware", "")
+    if not isinstance(hours, int) or not 1 <= hours <= MAX_TICKET_HOURS:
+        raise ConfigError(f"hours = {hours!r}", f"a ticket is good for 1 to {MAX_TICKET_HOURS} hours")
+    if not isinstance(hardware, str) or len(hardware) > MAX_WORD:
+        raise ConfigError(f"hardware = {hardware!r:.80}", f"a serial number has at most {MAX_WORD} characters")
+    yield from _enrollment(at).claim(
+        at,
+        _text(arguments, "claim"),
+        _text(arguments, "device"),
+        now_ms + hours * 3_600_000,
+        hardware,
+        again=arguments.get("again") is True,
+    )
+
+
+def device_approve(at: Coordinator, arguments: Mapping[str, object], _: int) -> Iterator[Effect]:
+    """Let the device in that waits by a claim."""
+    yield from _enrollment(at).approve(_text(arguments, "claim"))
+
+
+def device_withdraw(at: Coordinator, arguments: Mapping[str, object], _: int) -> Iterator[Effect]:
+    """A ticket is worth nothing any more."""
+    yield from _enrollment(at).withdraw(_text(arguments, "claim"))
 
 
 Command = Callable[["Coordinator", Mapping[str, object], "Bundle | None", float], Iterator[Effect]]
@@ -353,5 +398,11 @@ COMMANDS: Mapping[str, Command] = {
     "task-stop": task_stop,
     "task-delete": task_delete,
     "device-allow": device_allow,
+}
+Dated = Callable[["Coordinator", Mapping[str, object], int], Iterator[Effect]]  # with ms since 1970
+DATED: Mapping[str, Dated] = {
     "device-revoke": device_revoke,
+    "device-ticket": device_ticket,
+    "device-approve": device_approve,
+    "device-withdraw": device_withdraw,
 }

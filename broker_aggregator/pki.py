@@ -5,14 +5,15 @@ gateway's own that speaks to the broker. Keys have mode 0600; who runs the broke
 """
 
 import datetime as dt
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
-from broker_aggregator.authority import Authority, Revoked
-from fl_protocol.certificates import key_pem, load_key, make_key, read_certificate, renew_at
+from broker_aggregator.authority import Authority, read_request
+from broker_aggregator.fleet import Certificate
+from fl_protocol.certificates import fingerprint, key_pem, load_key, make_key, read_certificate, renew_at
 from fl_protocol.durable import write_durably
 from fl_protocol.errors import ConfigError
 
@@ -34,9 +35,22 @@ class Pki:
         except OSError as error:
             raise ConfigError(f"the certificate authority cannot be read: {error}", "see who owns its folder") from None
 
-    def revoke(self, revoked: Iterable[Revoked], number: int, now: dt.datetime) -> None:
+    def key_of(self, csr: str) -> str:
+        """See `enrollment.Issuer`."""
+        return fingerprint(read_request(csr))
+
+    def issue(self, device: str, csr: str, now_ms: int, days: int) -> Certificate:
+        """See `enrollment.Issuer`."""
+        key = read_request(csr)
+        made = self.authority.certify_client(device, key, _utc(now_ms), days)
+        expires_ms = round(made.not_valid_after_utc.timestamp() * 1000)
+        return Certificate(f"{made.serial_number:x}", device, fingerprint(key), _pem(made).decode(), expires_ms)
+
+    def revoke(self, revoked: Sequence[Certificate], now_ms: int) -> None:
         """Write the list of all certificates that are none any more; the broker has to be told to read it again."""
-        write_durably(self.folder / "crl.pem", self.authority.revocation_list(revoked, number, now), mode=0o644)
+        rows = [(int(c.serial, 16), _utc(c.revoked_ms)) for c in revoked]
+        made = self.authority.revocation_list(rows, len(rows) + 1, _utc(now_ms))
+        write_durably(self.folder / "crl.pem", made, mode=0o644)
 
 
 def make_pki(folder: Path, fleet: str, names: Sequence[str], now: dt.datetime) -> list[str]:
@@ -71,7 +85,7 @@ def make_pki(folder: Path, fleet: str, names: Sequence[str], now: dt.datetime) -
         if not key.exists():
             write(f"{stem}.key", key_pem(make_key()), 0o600)
         pem, certificate = key.read_bytes(), folder / f"{stem}.pem"
-        found = read_certificate(certificate) if certificate.exists() else None
+        found = read_certificate(certificate.read_bytes(), certificate.name) if certificate.exists() else None
         if found and (
             found.public_key() != load_key(pem).public_key() or now >= renew_at(found) or not authority.made(found)
         ):
@@ -88,6 +102,10 @@ def make_pki(folder: Path, fleet: str, names: Sequence[str], now: dt.datetime) -
             issued = authority.certify_client(service, load_key(key).public_key(), now, SERVICE_DAYS)
             write(f"services/{service}.pem", _pem(issued), 0o644)
     return made
+
+
+def _utc(ms: int) -> dt.datetime:
+    return dt.datetime.fromtimestamp(ms / 1000, dt.UTC)
 
 
 def _pem(certificate: x509.Certificate) -> bytes:

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from broker_aggregator.events import Release
-from broker_aggregator.fleet import Device, Fleet
+from broker_aggregator.fleet import Certificate, Claim, Device, Fleet
 from broker_aggregator.releasing import Buffered
 from broker_aggregator.task import Task
 from broker_aggregator.trials import restore_trial
@@ -21,6 +21,8 @@ class Loaded:
     fleet: Fleet = field(default_factory=Fleet)
     tasks: dict[str, Task] = field(default_factory=dict)
     counters: dict[str, int] = field(default_factory=dict)
+    claims: dict[str, Claim] = field(default_factory=dict)
+    certificates: dict[str, Certificate] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,17 @@
 """The store's tables. A change here is a new SCHEMA_VERSION and a migration, never an edit of what is in the field."""
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
+
+_ENROLLMENT = (
+    """CREATE TABLE IF NOT EXISTS claim(
+        id TEXT PRIMARY KEY,
+        claim TEXT NOT NULL         -- Claim, JSON
+    ) STRICT, WITHOUT ROWID""",
+    """CREATE TABLE IF NOT EXISTS certificate(
+        serial TEXT PRIMARY KEY,    -- hex
+        certificate TEXT NOT NULL   -- Certificate, JSON
+    ) STRICT, WITHOUT ROWID""",
+)
 
 SCHEMA = (
     "CREATE TABLE counter(name TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT, WITHOUT ROWID",
@@ -73,10 +84,12 @@ SCHEMA = (
         sha256 TEXT PRIMARY KEY,    -- of a delivery that was in hand when the process fell
         times INTEGER NOT NULL
     ) STRICT, WITHOUT ROWID""",
+    *_ENROLLMENT,
 )
 
 MIGRATIONS = {  # from a version to the next one
     1: ("ALTER TABLE task ADD COLUMN better TEXT NOT NULL DEFAULT 'higher'",),
     2: ("CREATE INDEX IF NOT EXISTS release_by_sha256 ON release(sha256)",),  # and `memory` has a third part
     3: ("ALTER TABLE release ADD COLUMN state TEXT NOT NULL DEFAULT 'released'",),
+    4: _ENROLLMENT,
 }

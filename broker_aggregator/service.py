@@ -10,15 +10,18 @@ import hashlib
 import logging
 import threading
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import get_args
 
 from broker_aggregator.config import GatewayConfig
 from broker_aggregator.coordinator import UPLOAD_BYTES, UPLOAD_TTL_S, Coordinator
+from broker_aggregator.enrollment import Admission, Enrollment
 from broker_aggregator.events import (
     Asked,
+    Claimed,
     Clear,
+    CloseSession,
     DropParts,
     Durable,
     Effect,
@@ -34,16 +37,21 @@ from broker_aggregator.events import (
     SendDelta,
     SendObject,
     Tick,
+    WriteRevocations,
 )
 from broker_aggregator.machine import REAL, Connect, Machine, connect_to_broker
 from broker_aggregator.measuring import Measuring, ThreadMeasuring
 from broker_aggregator.objects import Objects
 from broker_aggregator.operations import NEED_BUNDLE, OPERATOR, OPERATOR_DONE, ROLLBACK, versions_of
+from broker_aggregator.pki import Pki
+from broker_aggregator.restoring import Loaded
+from broker_aggregator.sessions import close_session
 from broker_aggregator.storage import Store
 from fl_protocol.bundle import Bundle
-from fl_protocol.codec import decode, encode, parse_json
+from fl_protocol.codec import decode, decode_as, encode, parse_json
+from fl_protocol.enrolling import claim_secret
 from fl_protocol.errors import Code, ProtocolError
-from fl_protocol.messages import Ask, Delta, GatewayState, Result, Signed
+from fl_protocol.messages import Ask, Delta, Enroll, GatewayState, Result, Signed
 from fl_protocol.parts import FileParts
 from fl_protocol.signing import SigningKey, seal, unseal
 from fl_protocol.topics import Kind, Topic, below, build, parse
@@ -81,8 +89,10 @@ class Service:
         measuring: Measuring | None = None,
         machine: Machine = REAL,
         parts: Parts | None = None,
+        close_session: Callable[[GatewayConfig, str], object] = close_session,
     ) -> None:
         self.config, self.store, self.key, self._machine = config, store, key, machine
+        self._close_session = close_session
         self.fleet = config.gateway.fleet
         with store.transaction():
             self.boot = store.next_counter("boot")
@@ -102,6 +112,9 @@ class Service:
                 now=machine.monotonic(),
             ),
         )
+        self._pki = Pki(config.enrollment.pki) if config.enrollment.pki else None
+        if self._pki is not None:
+            self.coordinator.enrollment = self._enrollment(self._pki, loaded)
         self.objects = objects or Objects(config.bundles, store)
         self._measuring = measuring or ThreadMeasuring(self.objects.evaluator)
         self.refused: Counter[str] = Counter()  # messages that could not be read, by code
@@ -109,6 +122,22 @@ class Service:
         self._ticked = float("-inf")
         self._let_in(config.devices)
         self.transport = connect(config, self._will)
+
+    def _enrollment(self, pki: Pki, loaded: Loaded) -> Enrollment:
+        """Claims and certificates as the store has them, and the broker's list as they say."""
+        section = self.config.enrollment
+        enrollment = Enrollment(
+            pki,
+            lambda claim: claim_secret(self.key, self.fleet, claim),
+            Admission(section.approve, frozenset(section.hardware), section.certificate_days),
+            loaded.claims,
+            loaded.certificates,
+        )
+        self._write_revocations(pki, enrollment.revocations())  # a process may have fallen just before
+        return enrollment
+
+    def _write_revocations(self, pki: Pki, effect: WriteRevocations) -> None:
+        pki.revoke(effect.revoked, self._machine.now_ms())
 
     def _let_in(self, devices: dict[str, str]) -> None:
         """The devices that the configuration names, on top of those that the store knows."""
@@ -182,7 +211,8 @@ class Service:
     def _subscriptions(self) -> list[tuple[str, int]]:
         per_device = [build(kind, self.fleet, device="+") for kind in (Kind.STATE, Kind.INFO, Kind.EVENT)]
         commands = build(Kind.COMMAND, self.fleet, name="+", cid="+")
-        return [(topic, 1) for topic in (*per_device, below(self.fleet, "dev", "+", "up"), commands)]
+        claims = [build(Kind.ENROLL, self.fleet, claim="+")] if self._pki is not None else []
+        return [(topic, 1) for topic in (*per_device, below(self.fleet, "dev", "+", "up"), commands, *claims)]
 
     def _deliver(self, delivery: Delivery) -> Iterator[Effect | _Given]:
         digest = hashlib.sha256(delivery.topic.encode() + b"\0" + delivery.payload).hexdigest()
@@ -209,10 +239,12 @@ class Service:
             yield from self._command(topic, delivery)
         elif topic.kind is Kind.STATE and not delivery.payload:
             yield from self._decide(Gone(topic.device))
+        elif topic.kind is Kind.ENROLL:
+            yield from self._decide(Claimed(topic.claim, decode_as(Enroll, delivery.payload), self._machine.now_ms()))
         elif delivery.payload:
             message = decode(topic.kind, delivery.payload)
-            num_bytes = len(delivery.topic) + len(delivery.payload)
-            yield from self._decide(Received(topic.device, message, num_bytes))  # type: ignore[arg-type]  # by topic
+            num_bytes, now_ms = len(delivery.topic) + len(delivery.payload), self._machine.now_ms()
+            yield from self._decide(Received(topic.device, message, num_bytes, now_ms))  # type: ignore[arg-type]
 
     def _command(self, topic: Topic, delivery: Delivery) -> Iterator[Effect]:
         plain = parse_json(delivery.payload) if delivery.payload else {}
@@ -226,7 +258,7 @@ class Service:
             return  # it was asked while no gateway ran, and its operator was told that nobody answered
         bundle = self._bundle_of(ask) if ask.name in NEED_BUNDLE else None
         release = self._release_of(ask) if ask.name == ROLLBACK else None
-        yield from self._decide(Asked(ask, topic.cid, bundle, release))
+        yield from self._decide(Asked(ask, topic.cid, bundle, release, self._machine.now_ms()))
 
     def _release_of(self, ask: Ask) -> Release | None:
         """The earlier version that a command names, or the best measured of the task's model; None without one."""
@@ -302,13 +334,20 @@ class Service:
                     self.coordinator.inbox.discard(device, sha256)
                 case Evaluate():
                     self._measuring.begin(effect)
+                case WriteRevocations():
+                    assert self._pki is not None
+                    self._write_revocations(self._pki, effect)
+                case CloseSession(device):
+                    self._close_session(self.config, device)
                 case Note(level, text):
                     log.log(logging.getLevelName(level.upper()), "%s", text)
 
     def _sealed(self, send: Send, ts: int) -> tuple[str, bytes, bool]:
         topic, message = str(send.topic), replace(send.message, ts=ts)
         if isinstance(message, Signed):
-            message = replace(message, counter=self.store.next_counter(f"topic/{topic}"))
+            # One counter for all claims: their topics are not the fleet's to count.
+            name = Kind.ENROLLED if send.topic.kind is Kind.ENROLLED else topic
+            message = replace(message, counter=self.store.next_counter(f"topic/{name}"))
             return topic, seal(message, self.key, self.fleet, topic), send.retain
         return topic, encode(message), send.retain
 

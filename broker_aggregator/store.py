@@ -9,6 +9,7 @@ import json
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,10 @@ from broker_aggregator.events import (
     RecordUpdate,
     RecordVerdict,
     ReleaseState,
+    RemoveClaim,
     RemoveTask,
+    SaveCertificate,
+    SaveClaim,
     SaveCounter,
     SaveDevice,
     SaveEvaluation,
@@ -30,6 +34,7 @@ from broker_aggregator.events import (
     SaveTask,
     Withhold,
 )
+from broker_aggregator.fleet import Certificate, Claim
 from broker_aggregator.schema import MIGRATIONS, SCHEMA, SCHEMA_VERSION
 from broker_aggregator.store_reader import StoreReader
 from fl_protocol.codec import encode
@@ -140,6 +145,14 @@ class SqliteStore(StoreReader):
                     "INSERT INTO device(id, public_key, revoked) VALUES (?,?,?)"
                     " ON CONFLICT(id) DO UPDATE SET public_key = excluded.public_key, revoked = excluded.revoked",
                     (device, public_key, revoked),
+                )
+            case SaveClaim(claim):
+                self._db.execute("INSERT OR REPLACE INTO claim VALUES (?,?)", (claim.id, _json(claim)))
+            case RemoveClaim(name):
+                self._db.execute("DELETE FROM claim WHERE id = ?", (name,))
+            case SaveCertificate(certificate):
+                self._db.execute(
+                    "INSERT OR REPLACE INTO certificate VALUES (?,?)", (certificate.serial, _json(certificate))
                 )
             case SaveState(device, state):
                 column = "state" if isinstance(state, DeviceState) else "info"
@@ -273,6 +286,10 @@ class SqliteStore(StoreReader):
             self._db.execute(
                 "INSERT INTO suspect VALUES (?, 1) ON CONFLICT(sha256) DO UPDATE SET times = times + 1", (digest,)
             )
+
+
+def _json(record: Claim | Certificate) -> str:
+    return json.dumps(asdict(record), sort_keys=True)
 
 
 def _text(message: DeviceState | Plan | Result | Any) -> str:

@@ -9,7 +9,7 @@ import msgpack
 import numpy as np
 
 from broker_aggregator.events import Release
-from broker_aggregator.fleet import KEPT_VERDICTS, Device
+from broker_aggregator.fleet import KEPT_VERDICTS, Certificate, Claim, Device
 from broker_aggregator.releasing import Buffered
 from broker_aggregator.restoring import KeptCanary, KeptTask, Loaded, not_kept, restored_fleet, restored_task
 from broker_aggregator.schema import SCHEMA_VERSION
@@ -70,7 +70,18 @@ class StoreReader:
                 for row in self.query("SELECT * FROM task ORDER BY name")
             },
             {row["name"]: row["value"] for row in self.query("SELECT * FROM counter")},
+            self.claims(),
+            self.certificates(),
         )
+
+    def claims(self) -> dict[str, Claim]:
+        """The tickets that are out, by id."""
+        return {r["id"]: Claim(**json.loads(r["claim"])) for r in self.query("SELECT * FROM claim ORDER BY id")}
+
+    def certificates(self) -> dict[str, Certificate]:
+        """All that were ever issued, by serial number."""
+        rows = self.query("SELECT * FROM certificate ORDER BY serial")
+        return {r["serial"]: Certificate(**json.loads(r["certificate"])) for r in rows}
 
     def _devices(self) -> Iterator[Device]:
         for row in self.query("SELECT * FROM device"):

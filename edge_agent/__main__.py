@@ -9,6 +9,7 @@ import math
 import os
 import shutil
 import signal
+import ssl
 import sys
 import threading
 import time
@@ -16,11 +17,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from edge_agent.agent import Agent, AgentSettings
-from edge_agent.config import AgentConfig, TrainingConfig, load_config
+from edge_agent.config import AgentConfig, TrainingConfig, load_config, load_enrollment, state_directory
 from edge_agent.health import read_sensors, read_vitals
 from edge_agent.identity import Identity, describe, load_key, software_version
 from edge_agent.inference import Predictor
@@ -38,9 +40,13 @@ from edge_agent.worker import ThreadWorker
 from fl_protocol.bundle import Bundle
 from fl_protocol.connecting import transport_to
 from fl_protocol.errors import ConfigError, ProtocolError
+from fl_protocol.keyfile import load_or_create_key
 from fl_protocol.mqtt import MqttTransport
 from fl_protocol.tensors import Vector
 from fl_protocol.transport import Connected, Disconnected, WillOf
+
+if TYPE_CHECKING:
+    from edge_agent.renewing import Renewal
 
 CHECK_S = 10.0  # what `check` gives the broker to answer
 log = logging.getLogger("edge_agent")
@@ -51,6 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     command: Callable[[AgentConfig, argparse.Namespace], int] = options.command
     try:
+        if command in (_run, _enroll) and not _enrolled(options):
+            return 0  # asked to stop before it was
         return command(load_config(options.config, os.environ), options)
     except (ConfigError, ProtocolError) as error:
         sys.stderr.write(f"error: {error}\n")
@@ -63,6 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, command, description in (
         ("run", _run, "train, predict and report until asked to end (SIGTERM, Ctrl-C)"),
+        ("enroll", _enroll, "get a certificate by the ticket in [enroll], and end; `run` does so by itself"),
         ("check", _check, "say what the configuration means here: data, disk, broker; changes nothing"),
         ("identity", _identity, "print id, fleet and public key; the key is made if there is none"),
         ("ledger", _ledger, "print the verdicts that this device's updates got"),
@@ -74,6 +83,32 @@ def _parser() -> argparse.ArgumentParser:
             sub.add_argument("--bundle", type=Path, metavar="FILE", help="hold the data against this model's bundle")
         sub.set_defaults(command=command)
     return parser
+
+
+def _enrolled(options: argparse.Namespace) -> bool:
+    """See to it that the device has a certificate, where it is to get one by a ticket. False: asked to stop first."""
+    section = load_enrollment(options.config, os.environ)
+    if section is None:
+        return True
+    from edge_agent.enrolling import enroll, is_enrolled
+
+    if is_enrolled(section):
+        return True
+    log_to_stderr("info", as_json=options.json)
+    state_dir = options.config.resolve().parent / state_directory(options.config, os.environ)
+    with _alone(state_dir):
+        return enroll(section, load_or_create_key(state_dir / "device.key"), _until_asked_to_end())
+
+
+def _until_asked_to_end() -> threading.Event:
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    return stop
+
+
+def _enroll(config: AgentConfig, options: argparse.Namespace) -> int:
+    return _identity(config, options)
 
 
 def _run(config: AgentConfig, options: argparse.Namespace) -> int:
@@ -100,9 +135,10 @@ def _run(config: AgentConfig, options: argparse.Namespace) -> int:
         training, runtime = config.training, _runtime(config.training)
         metered = MeteredLink(config.budget.metered)
         objects = Objects(config.device.state_dir / "objects")
+        tls = config.broker.tls()
         service = Service(
             Agent(identity, describe(identity), settings, restored, rng, parts=objects.parts),
-            _transport(config, identity.will),
+            _transport(config, identity.will, tls=tls),
             outbox,
             objects,
             _source(config),
@@ -112,10 +148,9 @@ def _run(config: AgentConfig, options: argparse.Namespace) -> int:
             measure_s=config.health.measure_s,
             make_predictor=_predictors(training, runtime),
             vitals=lambda: replace(read_vitals(), provider=runtime.in_use),
+            renewal=_renewal(config, identity, tls),
         )
-        stop = threading.Event()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: stop.set())
+        stop = _until_asked_to_end()
         log.info("%s of fleet %s, start %d", identity.device, identity.fleet, identity.boot)
         try:
             log.info("%s", _source(config).summary())
@@ -213,8 +248,20 @@ def _source(config: AgentConfig) -> FolderSource:
     return FolderSource(config.data.path, config.data.label, config.data.max_bytes)
 
 
-def _transport(config: AgentConfig, will: WillOf | None, suffix: str = "") -> MqttTransport:
-    return transport_to(config.broker, f"{config.device.fleet}.{config.device.id}{suffix}", will)
+def _transport(config: AgentConfig, will: WillOf | None, suffix: str = "", **options: Any) -> MqttTransport:
+    return transport_to(config.broker, f"{config.device.fleet}.{config.device.id}{suffix}", will, **options)
+
+
+def _renewal(config: AgentConfig, identity: Identity, tls: ssl.SSLContext | None) -> "Renewal | None":
+    """Where the certificate came by a ticket, and may be renewed."""
+    if config.enroll is None or tls is None or config.broker.certificate is None:
+        return None
+    if config.broker.certificate.parent != config.enroll.directory:
+        return None  # it was brought along
+    from edge_agent.renewing import Renewal
+
+    names = identity.fleet, identity.device, identity.fleet_key
+    return Renewal(config.enroll.directory, tls, identity.key, *names)
 
 
 @contextmanager

@@ -12,8 +12,9 @@ from edge_agent.gate import GateConfig
 from edge_agent.metering import check_metered
 from edge_agent.training import Provider
 from fl_protocol import broker
+from fl_protocol.errors import ConfigError
 from fl_protocol.messages import Id, Key
-from fl_protocol.settings import load_settings
+from fl_protocol.settings import parse_settings, read_table, section_environment
 
 Seconds = Annotated[float, Meta(ge=0)]
 PositiveSeconds = Annotated[float, Meta(gt=0)]
@@ -40,6 +41,18 @@ class GatewayConfig:
     """Whom the device believes: the fleet's public key, 64 hex digits."""
 
     public_key: Key
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnrollConfig:
+    """How a device without keys comes by its certificate: by a ticket; `directory` keeps what it gets.
+
+    With this section `[device] id` and `fleet`, `[gateway]` and `[broker]` may be left out: the enrolment knows them.
+    """
+
+    ticket: Path = Path("/etc/anabranch/ticket.toml")
+    directory: Path = Path("/var/lib/anabranch/identity")
+    claim: str = ""  # by which it was enrolled; not yours to set
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,11 +114,47 @@ class AgentConfig:
     inference: InferenceConfig = field(default_factory=InferenceConfig)
     health: HealthConfig = field(default_factory=HealthConfig)
     log: LogConfig = field(default_factory=LogConfig)
+    enroll: EnrollConfig | None = None
+
+
+def load_enrollment(path: Path, environ: Mapping[str, str]) -> EnrollConfig | None:
+    """The section `[enroll]` alone, None without one; relative paths start at the file. Raises `ConfigError`."""
+    table, variables = read_table(path), section_environment("enroll", environ)
+    if "enroll" not in table and not variables:
+        return None
+    only = parse_settings(_Enrollment, {"enroll": table.get("enroll", {})}, variables, str(path)).enroll
+    base = path.resolve().parent
+    return replace(only, ticket=base / only.ticket, directory=base / only.directory)
+
+
+def state_directory(path: Path, environ: Mapping[str, str]) -> Path:
+    """`[device] state_dir` of a file that does not name its device yet."""
+    told = environ.get("ANABRANCH_DEVICE__STATE_DIR")
+    return Path(told or read_table(path).get("device", {}).get("state_dir", DeviceConfig.state_dir))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Enrollment:
+    enroll: EnrollConfig
 
 
 def load_config(path: Path, environ: Mapping[str, str]) -> AgentConfig:
-    """Read `path`, with `ANABRANCH_SECTION__KEY` on top; relative paths start at the file. Raises `ConfigError`."""
-    config = load_settings(AgentConfig, path, environ)
+    """Read `path`, with `ANABRANCH_SECTION__KEY` on top; relative paths start at the file. Raises `ConfigError`.
+
+    What the enrolment found out stands below it.
+    """
+    table, enrollment = read_table(path), load_enrollment(path, environ)
+    identity = enrollment.directory / "identity.toml" if enrollment else None
+    if identity is not None and identity.exists():
+        known = read_table(identity)
+        known["broker"].update({k: str(identity.parent / known["broker"][k]) for k in ("ca", "certificate")})
+        table = {**table, **{name: {**section, **table.get(name, {})} for name, section in known.items()}}
+    elif identity is not None and "id" not in table.get("device", {}):
+        raise ConfigError(
+            "this device is not enrolled yet",
+            "`edge-agent run` or `edge-agent enroll` does it, by the ticket in [enroll]",
+        )
+    config = parse_settings(AgentConfig, table, environ, str(path))
     check_metered(config.budget.metered)
     base = path.resolve().parent
     return replace(
@@ -113,4 +162,5 @@ def load_config(path: Path, environ: Mapping[str, str]) -> AgentConfig:
         device=replace(config.device, state_dir=base / config.device.state_dir),
         data=replace(config.data, path=base / config.data.path),
         broker=config.broker.relative_to(base),
+        enroll=enrollment,
     )

@@ -50,6 +50,11 @@ def machine_name(model: Path = Path("/proc/device-tree/model")) -> str:
     return (_text(model).strip("\0\n ") or platform.machine())[:64]
 
 
+def serial_number(tree: Path = Path("/proc/device-tree/serial-number")) -> str:
+    """The board's serial number where its device tree has one; empty elsewhere."""
+    return _text(tree).strip("\0\n ")[:64]
+
+
 def _temperature(zones: Path) -> float | None:
     """The hottest thermal zone that makes sense, in Celsius."""
     degrees = [_number(zone / "temp") for zone in _entries(zones, "thermal_zone")]

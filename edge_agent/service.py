@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -29,6 +30,9 @@ from fl_protocol.errors import ConfigError, ProtocolError
 from fl_protocol.messages import Offer
 from fl_protocol.tensors import Vector
 from fl_protocol.transport import Connected, Delivery, Disconnected, Transport, Undeliverable
+
+if TYPE_CHECKING:
+    from edge_agent.renewing import Renewal  # with cryptography's X.509, which not every device needs
 
 log = logging.getLogger("edge_agent")
 
@@ -63,6 +67,7 @@ class Service:
         measure_s: float = 10.0,
         make_predictor: PredictorFactory = Predictor,
         vitals: Callable[[], Vitals] = read_vitals,
+        renewal: "Renewal | None" = None,
         clock: Callable[[], float] = time.monotonic,
         wall_ms: Callable[[], int] = wall_ms,
     ) -> None:
@@ -75,6 +80,7 @@ class Service:
         self._counted = (0, 0)
         self._predictors: dict[str, tuple[int, Vector, Predictor]] = {}  # by task, with what it was made of
         self._broker, self._connected = broker, False
+        self._renewal = renewal
 
     @property
     def wake_at(self) -> float:
@@ -98,9 +104,12 @@ class Service:
         self._count()
         for event in come:
             self._log(event)
-            self._feed(event)
+            if self._renewal is None or not self._renewal.takes(event, self._transport):
+                self._feed(event)
             if isinstance(event, Delivery) and event.receipt is not None:
                 self._transport.acknowledge(event.receipt)
+        if self._renewal is not None:
+            self._renewal.tick(self._clock(), self._wall_ms(), self._transport)
         if outcome := self._worker.outcome():
             self._busy = False
             self._feed(outcome)

@@ -2,7 +2,6 @@
 
 import datetime as dt
 import hashlib
-from pathlib import Path
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -82,9 +81,9 @@ def renew_at(certificate: x509.Certificate) -> dt.datetime:
     return begins + (ends - begins) * 2 / 3
 
 
-def read_certificate(path: Path) -> x509.Certificate:
-    """The first certificate of a PEM file. Raises `ConfigError`."""
+def read_certificate(pem: bytes, name: str) -> x509.Certificate:
+    """The first certificate in `pem`; `name` is the file's, for people. Raises `ConfigError`."""
     try:
-        return x509.load_pem_x509_certificate(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} holds no certificate: {error}", "name a PEM file") from None
+        return x509.load_pem_x509_certificate(pem)
+    except ValueError as error:
+        raise ConfigError(f"{name} holds no certificate: {error}", "name a PEM file") from None

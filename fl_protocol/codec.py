@@ -45,6 +45,10 @@ MESSAGE_OF: Mapping[Kind, type[m.Message]] = {
     Kind.BROADCAST: m.Chunk,
     Kind.GATEWAY: m.GatewayState,
     Kind.SYNC: m.Sync,
+    Kind.ENROLL: m.Enroll,
+    Kind.ENROLLED: m.Certified,
+    Kind.RENEW: m.Renew,
+    Kind.CERTIFICATE: m.Certified,
 }
 BINARY = frozenset({m.Update, m.Envelope, m.Offer, m.Grant, m.Chunk, m.Get, m.Want, m.Delta})
 

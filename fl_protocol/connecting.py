@@ -10,6 +10,7 @@ from fl_protocol.transport import WillOf
 def transport_to(broker: BrokerConfig, client_id: str, will: WillOf | None = None, **options: Any) -> MqttTransport:
     """A transport to this broker, not yet started; `options` go to `MqttTransport`. Raises `ConfigError`."""
     host, port = broker.address
+    options.setdefault("tls", broker.tls())
     return MqttTransport(
         host,
         port,
@@ -17,7 +18,6 @@ def transport_to(broker: BrokerConfig, client_id: str, will: WillOf | None = Non
         will=will,
         username=broker.username,
         password=broker.password,
-        tls=broker.tls(),
         version=broker.mqtt_version,
         keepalive_s=broker.keepalive_s,
         max_packet=broker.max_packet,

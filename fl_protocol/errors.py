@@ -25,6 +25,7 @@ class Code(StrEnum):
     OLD = "E_OLD"
     DOWNGRADE = "E_DOWNGRADE"
     TASK = "E_TASK"
+    CLAIM = "E_CLAIM"
 
 
 class ProtocolError(Exception):

@@ -26,6 +26,8 @@ Decimal = Annotated[str, Meta(pattern=r"^-?[0-9]{1,12}(\.[0-9]{1,12})?(e-?[0-9]{
 MaybeDecimal = Annotated[str, Meta(pattern=r"^(-?[0-9]{1,12}(\.[0-9]{1,12})?(e-?[0-9]{1,2})?)?\Z")]
 MaybeCode = Annotated[str, Meta(pattern=r"^(E_[A-Z]{1,20})?\Z")]
 Text = Annotated[str, Meta(max_length=400)]
+Pem = Annotated[str, Meta(max_length=4096)]
+Signature = Annotated[str, Meta(pattern=r"^[0-9a-f]{128}\Z")]  # Ed25519, hex
 Word = Annotated[str, Meta(max_length=64)]
 Count = Annotated[int, Meta(ge=0, le=2**53 - 1)]  # what JSON carries exactly
 Small = Annotated[int, Meta(ge=0, le=1_000_000)]
@@ -462,6 +464,48 @@ class Sync(Message):
     """At `gw/sync`: everyone announces again within `within_s` seconds, each at a random moment."""
 
     within_s: Small = 5
+
+
+# --- who gets in -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Enroll(Message):
+    """At `enroll/{claim}/req`: whoever holds the claim's ticket asks for a certificate; see `enrolling.py`.
+
+    `csr` is PKCS #10, `public_key` is what the device signs updates with, `hardware` the machine's serial number where
+    it has one, and `proof` an HMAC-SHA256 by the ticket's secret, which itself never travels.
+    """
+
+    csr: Pem
+    public_key: Key
+    proof: Sha256
+    hardware: Word = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Renew(Message):
+    """At `dev/{id}/up/renew`: the next certificate, please. `signature` is by the device's signing key."""
+
+    csr: Pem
+    signature: Signature
+
+
+@dataclass(frozen=True, kw_only=True)
+class Certified(Signed):
+    """At `enroll/{claim}/resp` and `dev/{id}/dn/cert`: a certificate, or why there is none yet or none at all.
+
+    `key` is the SHA-256 of the public key that asked: others on the topic know that they are not meant. A device that
+    waits asks again after `retry_in_s`, and so does one that was refused, less and less often.
+    """
+
+    status: Literal["issued", "waiting", "refused"]
+    key: Sha256
+    device: Id | None = None
+    certificate: Pem = ""
+    code: MaybeCode = ""
+    why: Text = ""
+    retry_in_s: Small = 0
 
 
 # --- the operator speaks -----------------------------------------------------------------------------------------

@@ -23,8 +23,13 @@ _BARE = re.compile(r"-?[0-9][0-9_.e+-]*|true|false|\[.*\]", re.IGNORECASE)
 
 def load_settings(cls: type[T], path: Path, environ: Mapping[str, str]) -> T:
     """Read `path` as TOML into the dataclass `cls`, environment on top. Raises `ConfigError` naming field and mend."""
+    return parse_settings(cls, read_table(path), environ, str(path))
+
+
+def read_table(path: Path) -> dict[str, Any]:
+    """The file's sections as they stand. Raises `ConfigError` where it is not there, or not TOML."""
     try:
-        table = tomllib.loads(path.read_text("utf-8"))
+        return tomllib.loads(path.read_text("utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"there is no configuration file {path}", "name one with --config FILE") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -33,7 +38,11 @@ def load_settings(cls: type[T], path: Path, environ: Mapping[str, str]) -> T:
         raise ConfigError(
             f"{path} is not TOML: {error}", "strings stand in double quotes, tables in [brackets]"
         ) from None
-    return parse_settings(cls, table, environ, str(path))
+
+
+def section_environment(section: str, environ: Mapping[str, str]) -> dict[str, str]:
+    """The variables that override one section's keys."""
+    return {k: v for k, v in environ.items() if k.startswith(f"{PREFIX}{section.upper()}__")}
 
 
 def parse_settings(cls: type[T], table: Mapping[str, Any], environ: Mapping[str, str], source: str) -> T:

@@ -29,11 +29,13 @@ class Kind(StrEnum):
     GET = "dev/{device}/up/get"
     WANT = "dev/{device}/up/want"
     SLOT_ANSWER = "dev/{device}/up/slot"
+    RENEW = "dev/{device}/up/renew"
     GRANT = "dev/{device}/dn/grant"
     CHUNK_DOWN = "dev/{device}/dn/chunk"
     DELTA = "dev/{device}/dn/delta"
     SLOT = "dev/{device}/dn/slot"
     RESULT = "dev/{device}/dn/result"
+    CERTIFICATE = "dev/{device}/dn/cert"
     PLAN = "task/{task}/plan"
     MANIFEST = "task/{task}/manifest/{channel}"
     STATUS = "task/{task}/status"
@@ -42,6 +44,8 @@ class Kind(StrEnum):
     GATEWAY = "gw/state"
     SYNC = "gw/sync"
     COMMAND = "op/cmd/{name}/{cid}"
+    ENROLL = "enroll/{claim}/req"
+    ENROLLED = "enroll/{claim}/resp"
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,7 @@ class Topic:
     version: str = ""
     name: str = ""
     cid: str = ""
+    claim: str = ""
 
     def __str__(self) -> str:
         return build(self.kind, self.fleet, **{f: getattr(self, f) for f in _fields(self.kind)})

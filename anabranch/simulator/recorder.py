@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from anabranch.simulator.results import NO_FINALS, DeviceRow, Finals, LedgerRow, ReleaseRow, RunSummary
 from broker_aggregator import events as g
+from broker_aggregator.aggregation.near import left_out
 from broker_aggregator.reading import replay
 from broker_aggregator.task import FLOAT32
 from fl_protocol.better import improves
@@ -211,6 +212,7 @@ class Recorder:
             if row.disposal == "counted":
                 by_device[row.device]["counted"] += 1
                 staleness[row.device] += row.staleness or 0
+        rule = self._twin.store.release(self._twin.task).rule
         return [
             DeviceRow(
                 device=device.name,
@@ -231,6 +233,8 @@ class Recorder:
                 bytes_down=device.bytes_received,
                 begun=device.begun,
                 died=device.died,
+                attack=device.spec.attack,
+                left_out=left_out(rule, device.name),
             )
             for device in self._twin.devices
         ]

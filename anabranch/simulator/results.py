@@ -147,7 +147,8 @@ class DeviceRow:
     """One device: `awake_s` and `train_s` in virtual seconds; `trained` updates made, and what became of them.
 
     `slowness` is how many times longer than the reference machine it takes for a step; `pending` updates had no verdict
-    at the end; bytes are counted at its sockets. Of `begun` trainings it `died` in so many.
+    at the end; bytes are counted at its sockets. Of `begun` trainings it `died` in so many. `attack` is the
+    number of its `[[attacks]]`, empty for an honest one; of its counted updates the rule `near` left out `left_out`.
     """
 
     device: str
@@ -168,6 +169,8 @@ class DeviceRow:
     bytes_down: int
     begun: int = 0
     died: int = 0
+    attack: str = ""
+    left_out: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

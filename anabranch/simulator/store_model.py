@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from anabranch.simulator.journal import Journal, Table
 from anabranch.simulator.power import CrashPoint, never
 from broker_aggregator import events as e
-from broker_aggregator.fleet import Device
+from broker_aggregator.fleet import Certificate, Claim, Device
 from broker_aggregator.releasing import Buffered
 from broker_aggregator.restoring import KeptCanary, KeptTask, Loaded, not_kept, restored_fleet, restored_task
 from broker_aggregator.store import DISPOSALS
@@ -65,13 +65,26 @@ class _Member(NamedTuple):
 class MemoryStore(Journal[e.Durable]):
     """`broker_aggregator.storage.Store`, and what the checker asks of its disk. See `Journal` for how it fails."""
 
-    __slots__ = ("_counters", "_devices", "_ledger", "_plans", "_releases", "_suspects", "_tasks", "keep_releases")
+    __slots__ = (
+        "_certificates",
+        "_claims",
+        "_counters",
+        "_devices",
+        "_ledger",
+        "_plans",
+        "_releases",
+        "_suspects",
+        "_tasks",
+        "keep_releases",
+    )
 
     def __init__(self, crash_point: CrashPoint = never, keep_releases: int = 200, *, synchronous: bool = True) -> None:
         super().__init__(crash_point, synchronous=synchronous)
         self.keep_releases = keep_releases
         self._counters: Table[int] = {}
         self._devices: Table[_Member] = {}
+        self._claims: Table[Claim] = {}
+        self._certificates: Table[Certificate] = {}
         self._tasks: Table[e.SaveTask] = {}
         self._plans: dict[str, Table[tuple[Plan, ModelLayout]]] = {}  # task -> revision
         self._releases: dict[str, Table[_Version]] = {}  # task -> version
@@ -124,6 +137,13 @@ class MemoryStore(Journal[e.Durable]):
             case e.SaveDevice(device, public_key, revoked):
                 known = self._devices.get(device)
                 self._set(self._devices, device, _Member(public_key, revoked, known.state if known else None))
+            case e.SaveClaim(claim):
+                self._set(self._claims, claim.id, claim)
+            case e.RemoveClaim(name):
+                if name in self._claims:
+                    self._delete(self._claims, name)
+            case e.SaveCertificate(certificate):
+                self._set(self._certificates, certificate.serial, certificate)
             case e.SaveState(device, state):
                 if device in self._devices:
                     member = self._devices[device]
@@ -206,6 +226,8 @@ class MemoryStore(Journal[e.Durable]):
             restored_fleet(devices, verdicts),
             {task: restored_task(self._kept_task(self._tasks[task]), now) for task in sorted(self._tasks)},
             dict(sorted(self._counters.items())),
+            dict(sorted(self._claims.items())),
+            dict(sorted(self._certificates.items())),
         )
 
     def _kept_task(self, saved: e.SaveTask) -> KeptTask:

@@ -41,7 +41,7 @@ ALIASES: Mapping[str, str] = {
     "fedclipping": "clip+mean",
     "fednova": "nova+mean",
     "rfa": "geometric-median",
-    "robust": "arc+nnm+trimmed-mean",
+    "robust": "near+mean",
 }
 
 
@@ -61,6 +61,7 @@ class Settings:
     bucket: int = 2
     keep: int | None = None
     reach: float = 2.0
+    memory: float = 0.999
     trusted: str = ""
 
 
@@ -89,7 +90,7 @@ RULES: Mapping[str, Rule] = {
     "fltrust": Rule(lambda s: FLTrust(s.trusted)),
 }
 WRAPPERS: Mapping[str, Callable[[Aggregator, Settings], Aggregator]] = {
-    "near": lambda inner, s: Near(inner, s.reach),
+    "near": lambda inner, s: Near(inner, s.reach, s.memory),
     "arc": lambda inner, s: AdaptivelyClipped(inner, s.f),
     "nnm": lambda inner, s: NearestNeighbourMixed(inner, s.f),
     "bucketing": lambda inner, s: Bucketed(inner, s.bucket),
@@ -208,6 +209,7 @@ def _read(plan: Plan) -> tuple[list[str], str, Settings]:
             bucket=p.whole("bucket", 2, 2, 100) if "bucketing" in words else 2,
             keep=p.whole("keep", 1, 1, 50_000) if last == "multi-krum" and p.has("keep") else None,
             reach=p.number("reach", 2.0, 1.0, 100.0) if "near" in words else 2.0,
+            memory=p.number("memory", 0.999, 0.0, 1.0) if "near" in words else 0.999,
             trusted=p.text("trusted", "") if last == "fltrust" else "",
         )
         p.finish()

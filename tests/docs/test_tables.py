@@ -100,7 +100,7 @@ def test_the_signed_messages_are_those_of_the_code() -> None:
     """What the fleet's key signs is exactly what is `Signed`; the device signs what it asks to be judged by."""
     fleet, device = table(PROTOCOL, "signed by").column("messages")
     signed = {cls.__name__ for cls in messages.Signed.__subclasses__()}
-    assert (set(codes(fleet)), codes(device)) == (signed, ["Update", "Offer"])
+    assert (set(codes(fleet)), codes(device)) == (signed, ["Update", "Offer", "Renew"])
 
 
 def test_facts_name_files_that_exist() -> None:
@@ -129,7 +129,7 @@ def test_every_field_of_the_plan_may_be_set() -> None:
 
 
 SECTIONS = [
-    *(("The gateway", GatewayConfig, name) for name in ("gateway",)),
+    *(("The gateway", GatewayConfig, name) for name in ("gateway", "enrollment")),
     *(("The agent", AgentConfig, f.name) for f in dataclasses.fields(AgentConfig) if f.name != "broker"),
 ]
 
@@ -152,8 +152,8 @@ def test_the_broker_section_is_that_of_the_code() -> None:
 
 
 def test_every_section_of_the_gateway_is_documented() -> None:
-    """`[gateway]`, `[broker]`, `[devices]`; a new one must be written about."""
-    assert [f.name for f in dataclasses.fields(GatewayConfig)] == ["gateway", "broker", "devices"]
+    """A new one must be written about."""
+    assert [f.name for f in dataclasses.fields(GatewayConfig)] == ["gateway", "broker", "devices", "enrollment"]
     text = QUICKSTART.read_text()
     assert all(f"`[{f.name}]`" in text for f in dataclasses.fields(GatewayConfig))
 

@@ -10,7 +10,7 @@ from fl_protocol.errors import ProtocolError
 from fl_protocol.topics import Kind, Topic, below, build, parse
 
 ids = st.from_regex(r"[a-z0-9-]{1,64}", fullmatch=True)
-FIELDS = {"device", "task", "channel", "version", "name", "cid"}
+FIELDS = {"device", "task", "channel", "version", "name", "cid", "claim"}
 
 
 def fields_of(kind: Kind) -> set[str]:

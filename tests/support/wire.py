@@ -47,6 +47,10 @@ MESSAGES: dict[str, m.Message] = {
         base_version=41,
         fingerprint=FINGERPRINT,
     ),
+    "enroll": m.Enroll(
+        csr="-----BEGIN CERTIFICATE REQUEST-----", public_key=SHA, proof=SHA, hardware="10000000abcdef01"
+    ),
+    "renew": m.Renew(csr="-----BEGIN CERTIFICATE REQUEST-----", signature="ab" * 64),
     "slot-answer": m.SlotAnswer(task="fan", slot="41-7", answer="decline", why="the battery is at 12 %"),
     "grant": m.Grant(sha256=SHA, answer="go", window=4, missing=b"\x7f"),
     "chunk": m.Chunk(sha256=SHA, index=2, count=7, crc32=0xDEADBEEF, data=b"sixteen bytes of"),
@@ -147,6 +151,16 @@ SIGNED: dict[str, tuple[str, m.Signed]] = {
     "slot": (
         "fl/1/demo/dev/fan-20/dn/slot",
         m.Slot(task="fan", slot="41-7", version=41, expires_in_s=90, why="its turn: never asked", counter=6),
+    ),
+    "certified": (
+        "fl/1/demo/enroll/0123abcd/resp",
+        m.Certified(status="issued", key=SHA, device="fan-20", certificate="-----BEGIN CERTIFICATE-----", counter=3),
+    ),
+    "certified-refused": (
+        "fl/1/demo/enroll/0123abcd/resp",
+        m.Certified(
+            status="refused", key=SHA, code="E_CLAIM", why="there is no such claim", retry_in_s=3600, counter=4
+        ),
     ),
     "ask": ("fl/1/demo/op/cmd/task-start/0123", m.Ask(name="task-start", arguments={"task": "fan"}, counter=5)),
 }

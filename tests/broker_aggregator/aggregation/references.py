@@ -162,10 +162,12 @@ def geometric_median(rows):
     return point
 
 
-def near(rows, reach):
+def near(rows, reach, before=0.0):
+    """What is kept, and the distance that is ordinary."""
     middle = geometric_median(rows)
     distances = [distance(row, middle) for row in rows]
-    return [row for row, d in zip(rows, distances, strict=True) if d <= reach * float(np.median(distances))]
+    ordinary = max(float(np.median(distances)), before)
+    return [row for row, d in zip(rows, distances, strict=True) if d <= reach * ordinary], ordinary
 
 
 def next_bound(bound, rows, quantile):

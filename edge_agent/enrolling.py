@@ -1,0 +1,164 @@
+"""From a ticket to a certificate: done once, and gone on with after a power cut at any moment.
+
+The folder holds `request.key` (what is asked for, on the disk before anybody hears of it), then `ca.pem`, `device.pem`
+(key and certificate, one file so that they always fit), and at last `identity.toml`: with it the device is enrolled.
+"""
+
+import logging
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from edge_agent.config import EnrollConfig
+from edge_agent.health import serial_number
+from fl_protocol.broker import BrokerConfig
+from fl_protocol.certificates import (
+    PrivateKey,
+    check_issued,
+    fingerprint,
+    key_pem,
+    load_key,
+    make_key,
+    make_request,
+)
+from fl_protocol.codec import encode
+from fl_protocol.connecting import transport_to
+from fl_protocol.durable import write_durably
+from fl_protocol.enrolling import NOTHING, prove
+from fl_protocol.errors import ProtocolError
+from fl_protocol.messages import Certified, Enroll
+from fl_protocol.settings import read_table
+from fl_protocol.signing import SigningKey, unseal
+from fl_protocol.ticket import Ticket, load_ticket
+from fl_protocol.topics import Kind, build
+from fl_protocol.transport import Connected, Delivery, Disconnected, Incoming, Transport
+
+log = logging.getLogger("edge_agent")
+ASK_S = 15.0  # without an answer it is asked again
+LOOK_S = 0.5
+REQUEST, DEVICE, AUTHORITY, IDENTITY = "request.key", "device.pem", "ca.pem", "identity.toml"
+
+
+def is_enrolled(config: EnrollConfig) -> bool:
+    """Whether the device has a certificate, by the ticket that it holds now if there is one."""
+    identity = config.directory / IDENTITY
+    if not identity.exists():
+        return False
+    if not config.ticket.exists():
+        return True
+    known = read_table(identity).get("enroll", {}).get("claim")
+    return bool(known == load_ticket(config.ticket).claim)
+
+
+def enroll(config: EnrollConfig, signing: SigningKey, stop: threading.Event) -> bool:
+    """Ask until the gateway gives a certificate; False when asked to stop before. Raises `ConfigError`, `OSError`."""
+    ticket, folder = load_ticket(config.ticket), config.directory
+    key = request_key(folder)
+    write_durably(folder / AUTHORITY, ticket.ca.encode())
+    broker = BrokerConfig(
+        host=ticket.broker.host, port=ticket.broker.enroll_port, username=ticket.claim, ca=folder / AUTHORITY
+    )
+    asking = _Asking(ticket, key, signing.public)
+    transport = transport_to(broker, f"{ticket.claim}.{fingerprint(key.public_key())[:8]}", session_expiry_s=0)
+    log.info("no certificate yet: asking %s:%d by claim %s", *broker.address, ticket.claim)
+    transport.start()
+    try:
+        while not stop.is_set():
+            for incoming in transport.receive(LOOK_S):
+                answer = asking.heard(incoming, transport)
+                if answer is not None:
+                    _keep(folder, ticket, key, answer)
+                    log.info("enrolled in fleet %s as %s", ticket.fleet, answer.device)
+                    return True
+            asking.ask_if_due(transport, time.monotonic())
+    finally:
+        transport.close()
+    return False
+
+
+def request_key(folder: Path) -> PrivateKey:
+    """The key that a certificate is asked for, on the disk before it is. Raises `ConfigError`, `OSError`."""
+    path = folder / REQUEST
+    if not path.exists():
+        write_durably(path, key_pem(make_key()), mode=0o600)
+    return load_key(path.read_bytes())
+
+
+def _keep(folder: Path, ticket: Ticket, key: PrivateKey, answer: Certified) -> None:
+    broker = ticket.broker
+    write_durably(folder / DEVICE, key_pem(key) + answer.certificate.encode(), mode=0o600)
+    text = f"""\
+# Made by the enrolment; the agent's own configuration stands above it.
+[device]
+id = "{answer.device}"
+fleet = "{ticket.fleet}"
+
+[gateway]
+public_key = "{ticket.public_key}"
+
+[broker]
+host = "{broker.host}"
+port = {broker.port}
+ca = "{AUTHORITY}"
+certificate = "{DEVICE}"
+
+[enroll]
+claim = "{ticket.claim}"
+"""
+    write_durably(folder / IDENTITY, text.encode(), mode=0o600)
+    with suppress(FileNotFoundError):
+        (folder / REQUEST).unlink()
+
+
+class _Asking:
+    """One claim's conversation with the gateway."""
+
+    def __init__(self, ticket: Ticket, key: PrivateKey, public_key: str) -> None:
+        self._ticket, self._key = ticket, key
+        self._to = build(Kind.ENROLL, ticket.fleet, claim=ticket.claim)
+        self._from = build(Kind.ENROLLED, ticket.fleet, claim=ticket.claim)
+        csr = make_request(key, ticket.claim)
+        request = Enroll(csr=csr, public_key=public_key, proof=NOTHING, hardware=serial_number())
+        self._payload = encode(prove(request, ticket.secret, ticket.fleet, ticket.claim))
+        self._connected, self._due = False, 0.0
+
+    def heard(self, incoming: Incoming, transport: Transport) -> Certified | None:
+        """The answer that ends it."""
+        match incoming:
+            case Connected():
+                self._connected, self._due = True, 0.0
+                transport.subscribe([(self._from, 1)])
+            case Disconnected(reason, retry_in_s):
+                self._connected = False
+                log.warning("cannot reach the gateway (%s); trying again in %.0f s", reason, retry_in_s)
+            case Delivery(topic, payload, receipt=receipt):
+                if receipt is not None:
+                    transport.acknowledge(receipt)
+                return self._answered(topic, payload)
+        return None
+
+    def _answered(self, topic: str, payload: bytes) -> Certified | None:
+        ticket = self._ticket
+        try:
+            answer = unseal(Certified, payload, ticket.public_key, ticket.fleet, topic)
+            if answer.key != fingerprint(self._key.public_key()):
+                if answer.key == NOTHING:
+                    log.warning("the gateway refuses the request: %s %s", answer.code, answer.why)
+                return None  # another device asks by a copy of this ticket
+            if answer.status == "issued":
+                check_issued(answer.certificate, ticket.ca.encode(), self._key.public_key(), answer.device or "")
+                return answer
+        except ProtocolError as error:
+            log.warning("not the gateway's answer: %s", error)
+            return None
+        level = logging.ERROR if answer.status == "refused" else logging.INFO
+        log.log(level, "%s: %s %s; asking again in %d s", answer.status, answer.code, answer.why, answer.retry_in_s)
+        self._due = time.monotonic() + answer.retry_in_s
+        return None
+
+    def ask_if_due(self, transport: Transport, now: float) -> None:
+        """Ask, and again where no answer came."""
+        if self._connected and now >= self._due:
+            self._due = now + ASK_S
+            transport.publish(self._to, self._payload)
