@@ -7,6 +7,7 @@ The folder holds `request.key` (what is asked for, on the disk before anybody he
 import logging
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -37,6 +38,7 @@ from fl_protocol.transport import Connected, Delivery, Disconnected, Incoming, T
 log = logging.getLogger("edge_agent")
 ASK_S = 15.0  # without an answer it is asked again
 LOOK_S = 0.5
+Connect = Callable[..., Transport]
 REQUEST, DEVICE, AUTHORITY, IDENTITY = "request.key", "device.pem", "ca.pem", "identity.toml"
 
 
@@ -53,27 +55,13 @@ def is_enrolled(config: EnrollConfig) -> bool:
 
 def enroll(config: EnrollConfig, signing: SigningKey, stop: threading.Event) -> bool:
     """Ask until the gateway gives a certificate; False when asked to stop before. Raises `ConfigError`, `OSError`."""
-    ticket, folder = load_ticket(config.ticket), config.directory
-    key = request_key(folder)
-    write_durably(folder / AUTHORITY, ticket.ca.encode())
-    broker = BrokerConfig(
-        host=ticket.broker.host, port=ticket.broker.enroll_port, username=ticket.claim, ca=folder / AUTHORITY
-    )
-    asking = _Asking(ticket, key, signing.public)
-    transport = transport_to(broker, f"{ticket.claim}.{fingerprint(key.public_key())[:8]}", session_expiry_s=0)
-    log.info("no certificate yet: asking %s:%d by claim %s", *broker.address, ticket.claim)
-    transport.start()
+    enrolling = Enrolling(config, signing)
     try:
         while not stop.is_set():
-            for incoming in transport.receive(LOOK_S):
-                answer = asking.heard(incoming, transport)
-                if answer is not None:
-                    _keep(folder, ticket, key, answer)
-                    log.info("enrolled in fleet %s as %s", ticket.fleet, answer.device)
-                    return True
-            asking.ask_if_due(transport, time.monotonic())
+            if enrolling.step(LOOK_S):
+                return True
     finally:
-        transport.close()
+        enrolling.close()
     return False
 
 
@@ -111,30 +99,56 @@ claim = "{ticket.claim}"
         (folder / REQUEST).unlink()
 
 
-class _Asking:
-    """One claim's conversation with the gateway."""
+class Enrolling:
+    """One claim's conversation with the gateway. Raises `ConfigError` for a ticket that is none, `OSError`."""
 
-    def __init__(self, ticket: Ticket, key: PrivateKey, public_key: str) -> None:
-        self._ticket, self._key = ticket, key
+    def __init__(self, config: EnrollConfig, signing: SigningKey, connect: Connect = transport_to) -> None:
+        self._folder, self._ticket = config.directory, load_ticket(config.ticket)
+        ticket, self._key = self._ticket, request_key(config.directory)
         self._to = build(Kind.ENROLL, ticket.fleet, claim=ticket.claim)
         self._from = build(Kind.ENROLLED, ticket.fleet, claim=ticket.claim)
-        csr = make_request(key, ticket.claim)
-        request = Enroll(csr=csr, public_key=public_key, proof=NOTHING, hardware=serial_number())
+        csr = make_request(self._key, ticket.claim)
+        request = Enroll(csr=csr, public_key=signing.public, proof=NOTHING, hardware=serial_number())
         self._payload = encode(prove(request, ticket.secret, ticket.fleet, ticket.claim))
         self._connected, self._due = False, 0.0
+        write_durably(self._folder / AUTHORITY, ticket.ca.encode())
+        host, port = ticket.broker.host, ticket.broker.enroll_port
+        broker = BrokerConfig(host=host, port=port, username=ticket.claim, ca=self._folder / AUTHORITY)
+        client_id = f"{ticket.claim}.{fingerprint(self._key.public_key())[:8]}"
+        self._transport = connect(broker, client_id, session_expiry_s=0)
+        log.info("no certificate yet: asking %s:%d by claim %s", host, port, ticket.claim)
+        self._transport.start()
 
-    def heard(self, incoming: Incoming, transport: Transport) -> Certified | None:
+    def step(self, patience_s: float) -> bool:
+        """Wait at most so long for something to happen, and see to it; True once the device is enrolled."""
+        for incoming in self._transport.receive(patience_s):
+            answer = self._heard(incoming)
+            if answer is not None:
+                _keep(self._folder, self._ticket, self._key, answer)
+                log.info("enrolled in fleet %s as %s", self._ticket.fleet, answer.device)
+                return True
+        now = time.monotonic()
+        if self._connected and now >= self._due:
+            self._due = now + ASK_S
+            self._transport.publish(self._to, self._payload)
+        return False
+
+    def close(self) -> None:
+        """Let go of the connection."""
+        self._transport.close()
+
+    def _heard(self, incoming: Incoming) -> Certified | None:
         """The answer that ends it."""
         match incoming:
             case Connected():
                 self._connected, self._due = True, 0.0
-                transport.subscribe([(self._from, 1)])
+                self._transport.subscribe([(self._from, 1)])
             case Disconnected(reason, retry_in_s):
                 self._connected = False
                 log.warning("cannot reach the gateway (%s); trying again in %.0f s", reason, retry_in_s)
             case Delivery(topic, payload, receipt=receipt):
                 if receipt is not None:
-                    transport.acknowledge(receipt)
+                    self._transport.acknowledge(receipt)
                 return self._answered(topic, payload)
         return None
 
@@ -156,9 +170,3 @@ class _Asking:
         log.log(level, "%s: %s %s; asking again in %d s", answer.status, answer.code, answer.why, answer.retry_in_s)
         self._due = time.monotonic() + answer.retry_in_s
         return None
-
-    def ask_if_due(self, transport: Transport, now: float) -> None:
-        """Ask, and again where no answer came."""
-        if self._connected and now >= self._due:
-            self._due = now + ASK_S
-            transport.publish(self._to, self._payload)
