@@ -12,6 +12,7 @@ from pathlib import Path
 
 from edge_agent.config import EnrollConfig
 from edge_agent.health import serial_number
+from edge_agent.leaving import check_leaving
 from fl_protocol.broker import BrokerConfig
 from fl_protocol.certificates import (
     PrivateKey,
@@ -161,4 +162,5 @@ class _Asking:
         """Ask, and again where no answer came."""
         if self._connected and now >= self._due:
             self._due = now + ASK_S
+            check_leaving(self._to, self._payload)
             transport.publish(self._to, self._payload)
