@@ -22,7 +22,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edge_agent.agent import Agent, AgentSettings
+from edge_agent.board import Board
 from edge_agent.config import AgentConfig, TrainingConfig, load_config, load_enrollment, state_directory
+from edge_agent.data import look_at_data, open_data
+from edge_agent.data_commands import add_data_commands
 from edge_agent.health import read_sensors, read_vitals
 from edge_agent.identity import Identity, describe, load_key, software_version
 from edge_agent.inference import Predictor
@@ -34,7 +37,6 @@ from edge_agent.outbox import Outbox
 from edge_agent.runtime import Runtime
 from edge_agent.service import Service
 from edge_agent.sources import InputSpec
-from edge_agent.sources.folder import FolderSource
 from edge_agent.trainer import OnnxTrainer
 from edge_agent.worker import ThreadWorker
 from fl_protocol.bundle import Bundle
@@ -82,6 +84,7 @@ def _parser() -> argparse.ArgumentParser:
         if name == "check":
             sub.add_argument("--bundle", type=Path, metavar="FILE", help="hold the data against this model's bundle")
         sub.set_defaults(command=command)
+    add_data_commands(commands, _alone)
     return parser
 
 
@@ -133,7 +136,9 @@ def _run(config: AgentConfig, options: argparse.Namespace) -> int:
         )
         rng = np.random.default_rng(config.training.seed)
         training, runtime = config.training, _runtime(config.training)
-        metered = MeteredLink(config.budget.metered)
+        metered, board = MeteredLink(config.budget.metered), Board(config.device.state_dir)
+        stop = _until_asked_to_end()
+        data = open_data(config, failed=stop.set)
         objects = Objects(config.device.state_dir / "objects")
         tls = config.broker.tls()
         service = Service(
@@ -141,22 +146,26 @@ def _run(config: AgentConfig, options: argparse.Namespace) -> int:
             _transport(config, identity.will, tls=tls),
             outbox,
             objects,
-            _source(config),
+            data.source,
             ThreadWorker(_trainers(training, runtime)),
-            lambda: read_sensors(config.device.state_dir, metered=config.broker.metered or metered()),
+            lambda: read_sensors(board, metered=config.broker.metered or metered()),
             broker="the broker at {}:{}".format(*config.broker.address),
             measure_s=config.health.measure_s,
             make_predictor=_predictors(training, runtime),
+            tell_numbers=config.inference.tell_numbers,
             vitals=lambda: replace(read_vitals(), provider=runtime.in_use),
             renewal=_renewal(config, identity, tls),
         )
-        stop = _until_asked_to_end()
         log.info("%s of fleet %s, start %d", identity.device, identity.fleet, identity.boot)
         try:
-            log.info("%s", _source(config).summary())
+            log.info("%s", data.source.summary())
         except ConfigError as error:
             log.warning("%s", error)
-        service.run(stop)
+        data.start()
+        try:
+            service.run(stop)
+        finally:
+            data.close()
         log.info("ended")
     return 0
 
@@ -244,10 +253,6 @@ def _ledger(config: AgentConfig, options: argparse.Namespace) -> int:
     return 0
 
 
-def _source(config: AgentConfig) -> FolderSource:
-    return FolderSource(config.data.path, config.data.label, config.data.max_bytes)
-
-
 def _transport(config: AgentConfig, will: WillOf | None, suffix: str = "", **options: Any) -> MqttTransport:
     return transport_to(config.broker, f"{config.device.fleet}.{config.device.id}{suffix}", will, **options)
 
@@ -298,16 +303,14 @@ def _writable(state_dir: Path) -> str:
 
 
 def _look_at_data(config: AgentConfig, bundle: Path | None) -> str:
-    """What the data folder holds, held against a bundle if there is one. Raises `ConfigError | ProtocolError`."""
-    source = _source(config)
+    """What there is to train on, held against a bundle if there is one. Raises `ConfigError | ProtocolError`."""
     if bundle is None:
-        return source.summary()
+        return look_at_data(config, None)
     try:
         spec = InputSpec.of(Bundle.read(bundle.read_bytes()))
     except OSError as error:
         raise ConfigError(f"cannot read {bundle}: {error.strerror}", "name a bundle's file") from None
-    dataset = source.load(spec)
-    return f"{len(dataset.train)} examples to train on, {len(dataset.validation)} held out; they fit {bundle.name}"
+    return look_at_data(config, spec, bundle.name)
 
 
 def _look_at_machine(training: TrainingConfig) -> str:

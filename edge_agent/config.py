@@ -3,13 +3,14 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from msgspec import Meta
 
 from edge_agent.budget import BudgetConfig
 from edge_agent.gate import GateConfig
 from edge_agent.metering import check_metered
+from edge_agent.sensing import RingConfig, SensorsConfig, check_sensors
 from edge_agent.training import Provider
 from fl_protocol import broker
 from fl_protocol.errors import ConfigError
@@ -57,11 +58,13 @@ class EnrollConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Where the examples lie: a folder of `.npz` or `.csv` files."""
+    """Where the examples lie: a folder of `.npz` or `.csv` files, the ring of `[sensors]`, or a plug-in's place."""
 
-    path: Path
+    source: str = "folder"  # "ring", or the name of an entry point in the group `anabranch.sources`
+    path: Path | None = None  # the folder; the ring's is `ring` in `state_dir` unless given
     label: str = ""  # the label's column in CSV files; the last one unless named
     max_bytes: Annotated[int, Meta(ge=1024)] = 64 << 20  # of examples in memory
+    options: dict[str, Any] = field(default_factory=dict)  # a plug-in's own settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +84,7 @@ class InferenceConfig:
     """How often the int8 model looks at the newest example; 0: never."""
 
     interval_s: Seconds = 10.0
+    tell_numbers: bool = False  # publish what a model without labels says: it may be close to what was measured
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +110,9 @@ class AgentConfig:
 
     device: DeviceConfig
     gateway: GatewayConfig
-    data: DataConfig
+    data: DataConfig = field(default_factory=DataConfig)
+    ring: RingConfig = field(default_factory=RingConfig)
+    sensors: SensorsConfig = field(default_factory=SensorsConfig)
     broker: BrokerConfig = field(default_factory=BrokerConfig)
     gate: GateConfig = field(default_factory=GateConfig)
     budget: BudgetConfig = field(default_factory=BudgetConfig)
@@ -156,11 +162,29 @@ def load_config(path: Path, environ: Mapping[str, str]) -> AgentConfig:
         )
     config = parse_settings(AgentConfig, table, environ, str(path))
     check_metered(config.budget.metered)
+    check_sensors(config.sensors)
+    _check_source(config)
     base = path.resolve().parent
     return replace(
         config,
         device=replace(config.device, state_dir=base / config.device.state_dir),
-        data=replace(config.data, path=base / config.data.path),
+        data=replace(config.data, path=base / config.data.path if config.data.path else None),
+        sensors=replace(config.sensors, broker=config.sensors.broker.relative_to(base)),
         broker=config.broker.relative_to(base),
         enroll=enrollment,
     )
+
+
+def _check_source(config: AgentConfig) -> None:
+    source, channels = config.data.source, len(config.sensors.channels)
+    if source == "folder" and config.data.path is None:
+        raise ConfigError('data.path is missing, and data.source is "folder"', "name the folder with the examples")
+    if source == "ring" and not channels:
+        raise ConfigError(
+            'data.source is "ring", and [sensors] has no channels', "add [[sensors.channels]] with a name and a topic"
+        )
+    if source != "ring" and channels:
+        raise ConfigError(
+            f'[sensors] has {channels} channels, and data.source is "{source}"',
+            'set `source = "ring"` in [data], or remove [sensors]',
+        )

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from edge_agent.config import EnrollConfig
 from edge_agent.health import serial_number
+from edge_agent.leaving import check_leaving
 from fl_protocol.broker import BrokerConfig
 from fl_protocol.certificates import (
     PrivateKey,
@@ -130,6 +131,7 @@ class Enrolling:
         now = time.monotonic()
         if self._connected and now >= self._due:
             self._due = now + ASK_S
+            check_leaving(self._to, self._payload)
             self._transport.publish(self._to, self._payload)
         return False
 

@@ -17,8 +17,11 @@ class GateConfig:
     max_temperature_c: float = 75.0
     cool_down_c: Annotated[float, Meta(ge=0)] = 5.0  # a device that stopped for heat cools this far below first
     allow_throttled: bool = False
+    allow_under_voltage: bool = False
+    power_modes: tuple[int, ...] = ()  # of `nvpmodel`, in which a Jetson trains; none: in any
     allow_metered: bool = True
     min_disk_free_mb: Annotated[float, Meta(ge=0)] = 50.0
+    max_disk_wear_pct: Annotated[float, Meta(ge=0)] = 100.0  # of an eMMC's life, by its own estimate
     start: ClockTime = "00:00"  # local time; start == end: at any time
     end: ClockTime = "00:00"
 
@@ -31,6 +34,9 @@ class Reading:
     charging: bool | None = None
     temperature_c: float | None = None
     throttled: bool | None = None
+    under_voltage: bool | None = None
+    power_mode: int | None = None
+    disk_wear_pct: float | None = None
     metered: bool | None = None
     disk_free_mb: float | None = None
     minute_of_day: int | None = None  # local time; None without a clock
@@ -49,7 +55,7 @@ class Vitals:
 
 @dataclass(frozen=True)
 class Answer:
-    """Yes, or no and why, in words that stay the same while the reason does."""
+    """Yes, or no and why: all reasons, in words that stay the same while they do."""
 
     may: bool
     because: str = ""
@@ -62,19 +68,36 @@ YES = Answer(True)
 def may_train(config: GateConfig, reading: Reading, was_hot: bool = False) -> Answer:
     """Whether training may start or go on; `was_hot`: the last answer was no for heat."""
     limit_c = config.max_temperature_c - (config.cool_down_c if was_hot else 0.0)
-    if reading.temperature_c is not None and reading.temperature_c > limit_c:
-        return Answer(False, f"too hot: above {limit_c:g} °C", hot=True)
-    if reading.throttled and not config.allow_throttled:
-        return Answer(False, "the processor is throttled")
-    if reading.battery_pct is not None and not reading.charging and reading.battery_pct < config.min_battery_pct:
-        return Answer(False, f"battery below {config.min_battery_pct:g} %")
-    if reading.metered and not config.allow_metered:
-        return Answer(False, "the link is metered")
-    if reading.disk_free_mb is not None and reading.disk_free_mb < config.min_disk_free_mb:
-        return Answer(False, f"less than {config.min_disk_free_mb:g} MB free on the disk")
-    if reading.minute_of_day is not None and not _within(reading.minute_of_day, config.start, config.end):
-        return Answer(False, f"trains from {config.start} to {config.end}")
-    return YES
+    hot = reading.temperature_c is not None and reading.temperature_c > limit_c
+    reasons = [f"too hot: above {limit_c:g} °C"] if hot else []
+    reasons += [why for no, why in _others(config, reading) if no]
+    return Answer(False, "; ".join(reasons), hot) if reasons else YES
+
+
+def _others(config: GateConfig, reading: Reading) -> list[tuple[bool | None, str]]:
+    """What else may forbid, and in which words."""
+    battery, wear, free = reading.battery_pct, reading.disk_wear_pct, reading.disk_free_mb
+    low = battery is not None and not reading.charging and battery < config.min_battery_pct
+    mode, minute = reading.power_mode, reading.minute_of_day
+    return [
+        (reading.throttled and not config.allow_throttled, "the processor is throttled"),
+        (reading.under_voltage and not config.allow_under_voltage, "under-voltage: the power supply is too weak"),
+        (low, f"battery below {config.min_battery_pct:g} %"),
+        (bool(config.power_modes) and mode is not None and mode not in config.power_modes, f"power mode {mode}"),
+        (reading.metered and not config.allow_metered, "the link is metered"),
+        (
+            free is not None and free < config.min_disk_free_mb,
+            f"less than {config.min_disk_free_mb:g} MB free on the disk",
+        ),
+        (
+            wear is not None and wear > config.max_disk_wear_pct,
+            f"more than {config.max_disk_wear_pct:g} % of the disk's life used",
+        ),
+        (
+            minute is not None and not _within(minute, config.start, config.end),
+            f"trains from {config.start} to {config.end}",
+        ),
+    ]
 
 
 def _within(minute: int, start: str, end: str) -> bool:

@@ -6,17 +6,16 @@ import shutil
 import time
 from pathlib import Path
 
+from edge_agent.board import Board, entries, text_of
 from edge_agent.gate import Reading, Vitals
 
-# The Raspberry Pi's firmware; bits 0-3: under-voltage, frequency capped, throttled, soft temperature limit, all now.
-# https://www.raspberrypi.com/documentation/computers/os.html#get_throttled
-_PI_THROTTLED = "devices/platform/soc/soc:firmware/get_throttled"
-_NOW = 0xF
 _CLOCK_SET = 1_700_000_000  # seconds since 1970; a Pi without a network starts before this
+_NO_SENSOR = {"PMIC-Die", "pmic-die"}  # a Jetson's zone that says 100 °C whatever happens
 
 
-def read_sensors(state_dir: Path, sys: Path = Path("/sys"), metered: bool | None = None) -> Reading:
+def read_sensors(board: Board, metered: bool | None = None) -> Reading:
     """All sensors that the gate asks about; never raises."""
+    sys, supply = board.sys, board.read()
     battery_pct, charging = _battery(sys / "class/power_supply")
     now = time.time()
     local = time.localtime(now)
@@ -24,9 +23,12 @@ def read_sensors(state_dir: Path, sys: Path = Path("/sys"), metered: bool | None
         battery_pct=battery_pct,
         charging=charging,
         temperature_c=_temperature(sys / "class/thermal"),
-        throttled=_throttled(sys / _PI_THROTTLED),
+        throttled=supply.throttled,
+        under_voltage=supply.under_voltage,
+        power_mode=supply.power_mode,
+        disk_wear_pct=supply.disk_wear_pct,
         metered=metered,
-        disk_free_mb=_disk_free_mb(state_dir),
+        disk_free_mb=_disk_free_mb(board.state_dir),
         minute_of_day=local.tm_hour * 60 + local.tm_min if now > _CLOCK_SET else None,
         local_s=now + local.tm_gmtoff if now > _CLOCK_SET else None,
     )
@@ -34,45 +36,43 @@ def read_sensors(state_dir: Path, sys: Path = Path("/sys"), metered: bool | None
 
 def read_vitals(status: Path = Path("/proc/self/status")) -> Vitals:
     """Memory and processor time of this process."""
-    fields = dict(line.split(":", 1) for line in _text(status).splitlines() if ":" in line)
+    fields = dict(line.split(":", 1) for line in text_of(status).splitlines() if ":" in line)
     times = os.times()
     return Vitals(_kb(fields.get("VmRSS")) / 1024, _kb(fields.get("VmHWM")) / 1024, times.user + times.system)
 
 
 def machine_memory_mb(meminfo: Path = Path("/proc/meminfo")) -> int:
     """The machine's memory in megabytes, 0 where it is not told."""
-    fields = dict(line.split(":", 1) for line in _text(meminfo).splitlines() if ":" in line)
+    fields = dict(line.split(":", 1) for line in text_of(meminfo).splitlines() if ":" in line)
     return int(_kb(fields.get("MemTotal")) / 1024)
 
 
 def machine_name(model: Path = Path("/proc/device-tree/model")) -> str:
     """The board where the device tree names it ("Raspberry Pi 4 Model B"), else the architecture."""
-    return (_text(model).strip("\0\n ") or platform.machine())[:64]
+    return (text_of(model).strip("\0\n ") or platform.machine())[:64]
 
 
 def serial_number(tree: Path = Path("/proc/device-tree/serial-number")) -> str:
     """The board's serial number where its device tree has one; empty elsewhere."""
-    return _text(tree).strip("\0\n ")[:64]
+    return text_of(tree).strip("\0\n ")[:64]
 
 
 def _temperature(zones: Path) -> float | None:
     """The hottest thermal zone that makes sense, in Celsius."""
-    degrees = [_number(zone / "temp") for zone in _entries(zones, "thermal_zone")]
+    real = [zone for zone in entries(zones, "thermal_zone") if text_of(zone / "type").strip() not in _NO_SENSOR]
+    degrees = [_number(zone / "temp") for zone in real]
     return max((d / 1000 for d in degrees if d is not None and -50_000 < d < 200_000), default=None)
 
 
 def _battery(supplies: Path) -> tuple[float | None, bool | None]:
-    for supply in _entries(supplies, ""):
-        if _text(supply / "type").strip() == "Battery" and _text(supply / "scope").strip() != "Device":
-            return _number(supply / "capacity"), _text(supply / "status").strip() in ("Charging", "Full")
+    """Of the battery that feeds the machine: per cent, and whether it need not be spared."""
+    found = entries(supplies, "")
+    on_mains = any(text_of(s / "type").strip() == "Mains" and text_of(s / "online").strip() == "1" for s in found)
+    for supply in found:
+        if text_of(supply / "type").strip() == "Battery" and text_of(supply / "scope").strip() != "Device":
+            status = text_of(supply / "status").strip()
+            return _number(supply / "capacity"), on_mains or status in ("Charging", "Full")
     return None, None
-
-
-def _throttled(path: Path) -> bool | None:
-    try:
-        return bool(int(_text(path).strip(), 16) & _NOW)
-    except ValueError:
-        return None
 
 
 def _disk_free_mb(path: Path) -> float | None:
@@ -82,24 +82,9 @@ def _disk_free_mb(path: Path) -> float | None:
         return None
 
 
-def _entries(directory: Path, prefix: str) -> list[Path]:
-    try:
-        return sorted(p for p in directory.iterdir() if p.name.startswith(prefix))
-    except OSError:
-        return []
-
-
-def _text(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            return file.read(65536).decode("utf-8", "replace")
-    except OSError:
-        return ""
-
-
 def _number(path: Path) -> float | None:
     try:
-        return float(_text(path))
+        return float(text_of(path))
     except ValueError:
         return None
 

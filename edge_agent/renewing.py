@@ -6,6 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from edge_agent.enrolling import ASK_S, AUTHORITY, DEVICE, REQUEST, request_key
+from edge_agent.leaving import check_leaving
 from fl_protocol.certificates import check_issued, key_pem, make_request, read_certificate, renew_at
 from fl_protocol.codec import encode
 from fl_protocol.durable import write_durably
@@ -59,7 +60,9 @@ class Renewal:
         if self._connected and wall_ms >= self._due_ms and now >= self._asked + self._patience_s:
             self._asked, self._patience_s = now, min(DAY_S, self._patience_s * 4)
             csr = make_request(request_key(self._folder), self._device)
-            transport.publish(self._to, encode(sign_renewal(csr, self._signing, self._fleet, self._device)))
+            renew = sign_renewal(csr, self._signing, self._fleet, self._device)
+            check_leaving(self._to, renew)
+            transport.publish(self._to, encode(renew))
 
     def _answered(self, payload: bytes) -> None:
         try:

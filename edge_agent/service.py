@@ -20,8 +20,10 @@ from edge_agent.agent import Agent
 from edge_agent.gate import Reading, Vitals
 from edge_agent.health import read_vitals
 from edge_agent.inference import Predictor
+from edge_agent.leaving import check_leaving
 from edge_agent.objects import Objects
 from edge_agent.sources import InputSpec, Source
+from edge_agent.sources.checks import told
 from edge_agent.storage import Database
 from edge_agent.worker import Worker
 from fl_protocol.bundle import Bundle
@@ -66,6 +68,7 @@ class Service:
         broker: str = "the broker",
         measure_s: float = 10.0,
         make_predictor: PredictorFactory = Predictor,
+        tell_numbers: bool = False,
         vitals: Callable[[], Vitals] = read_vitals,
         renewal: "Renewal | None" = None,
         clock: Callable[[], float] = time.monotonic,
@@ -76,7 +79,7 @@ class Service:
         self._clock, self._wall_ms = clock, wall_ms
         self._worker, self._busy = worker, False
         self._measure_s, self._measure_at = measure_s, 0.0
-        self._make_predictor = make_predictor
+        self._make_predictor, self._tell_numbers = make_predictor, tell_numbers
         self._counted = (0, 0)
         self._predictors: dict[str, tuple[int, Vector, Predictor]] = {}  # by task, with what it was made of
         self._broker, self._connected = broker, False
@@ -169,6 +172,10 @@ class Service:
 
     def _send(self, effect: e.Send) -> Undeliverable | None:
         message = effect.message
+        try:
+            check_leaving(effect.topic, message)
+        except ProtocolError as error:
+            return Undeliverable(effect.topic, 0, error.message)
         if not isinstance(message, bytes | Offer):  # an offer is signed over its time too
             message = replace(message, ts=self._wall_ms())
         payload = message if isinstance(message, bytes) else encode(message)
@@ -182,7 +189,8 @@ class Service:
         try:
             dataset = self._source.load(InputSpec.of(effect.bundle))
         except ConfigError as error:
-            return e.ExamplesMissing(effect.task, f"{error.message} ({error.hint})")
+            log.info("%s: %s (%s)", effect.task, error.message, error.hint)
+            return e.ExamplesMissing(effect.task, told(error))
         log.info("%s: %d examples, %d held out", effect.task, len(dataset.train), len(dataset.validation))
         return e.ExamplesRead(effect.task, len(dataset.train))
 
@@ -190,7 +198,7 @@ class Service:
         try:
             dataset = self._source.load(InputSpec.of(effect.bundle))
         except ConfigError as error:
-            return e.TrainingFailed(effect.task, None, f"{error.message} ({error.hint})")
+            return e.TrainingFailed(effect.task, None, told(error))
         self._busy = True
         self._worker.train(effect, dataset)
         return None
@@ -204,7 +212,11 @@ class Service:
                 predictor = self._make_predictor(effect.bundle, effect.vector, effect.personal)
                 self._predictors[effect.task] = effect.version, effect.personal, predictor
             newest = self._source.load(InputSpec.of(effect.bundle)).newest
-            return e.Predicted(effect.task, effect.version, predictor.predict(newest))
+            guess = predictor.predict(newest)
+            if not effect.bundle.labels and not self._tell_numbers:  # it may be close to what was measured
+                log.debug("%s: the model says %s", effect.task, guess.label)
+                return None
+            return e.Predicted(effect.task, effect.version, guess)
         except (ProtocolError, ConfigError) as error:
             log.warning("%s: no prediction: %s", effect.task, error.message)
             return None

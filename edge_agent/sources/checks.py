@@ -10,6 +10,19 @@ from edge_agent.sources import Examples, InputSpec
 from fl_protocol.errors import ConfigError
 
 
+class ExampleError(ConfigError):
+    """A complaint that quotes an example; `told` says the same without, and is all that may leave the device."""
+
+    def __init__(self, message: str, hint: str, told: str) -> None:
+        super().__init__(message, hint)
+        self.told = told
+
+
+def told(error: ConfigError) -> str:
+    """What of a complaint about examples may leave the device."""
+    return error.told if isinstance(error, ExampleError) else f"{error.message} ({error.hint})"
+
+
 def checked(file: Path, x: NDArray[Any], y: NDArray[Any], spec: InputSpec) -> Examples:
     """`x` and `y` in the bundle's types, once their shapes, values and labels are right. Raises `ConfigError`."""
     for name, array, shape in (("x", x, spec.x_shape), ("y", y, spec.y_shape)):
@@ -24,9 +37,11 @@ def checked(file: Path, x: NDArray[Any], y: NDArray[Any], spec: InputSpec) -> Ex
     if spec.labels:
         bad = _first((y < 0) | (y >= len(spec.labels)))
         if bad is not None:
-            raise ConfigError(
-                f"{file}: the label in row {bad[0]} is {y[bad]}; this model knows 0..{len(spec.labels) - 1}",
+            knows = f"this model knows 0..{len(spec.labels) - 1}"
+            raise ExampleError(
+                f"{file}: the label in row {bad[0]} is {y[bad]}; {knows}",
                 f"they mean {', '.join(spec.labels)[:200]}",
+                told=f"{file}: the label in row {bad[0]} is none that {knows}",
             )
     return examples
 

@@ -4,12 +4,13 @@ import csv
 import math
 from array import array
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from edge_agent.sources import Examples, InputSpec
-from edge_agent.sources.checks import checked, too_large
+from edge_agent.sources.checks import ExampleError, checked, too_large
 from fl_protocol.errors import ConfigError
 
 
@@ -34,12 +35,16 @@ def read_csv(file: Path, spec: InputSpec, label: str, left: int) -> Examples:
                 at = column % len(row)
                 for i, cell in enumerate(row):
                     if i != at:
-                        features.append(_value(cell, f"{file}, row {number}, column {names[i] if names else i + 1}"))
-                labels.append(_label(row[at], spec, f"{file}, row {number}, column {names[at] if names else at + 1}"))
+                        features.append(_value(cell, _Where(file, number, i, names)))
+                labels.append(_label(row[at], spec, _Where(file, number, at, names)))
                 if len(features) * features.itemsize + len(labels) * labels.itemsize > left:
                     raise too_large(file, len(features) * features.itemsize, left)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ConfigError(f"{file} is not a readable .csv file: {error}", "write UTF-8 text, comma-separated") from None
+        raise ExampleError(
+            f"{file} is not a readable .csv file: {error}",
+            "write UTF-8 text, comma-separated",
+            told=f"{file} is not a readable .csv file",
+        ) from None
     x = np.frombuffer(features, np.float32).reshape(-1, *spec.x_shape)
     y = np.frombuffer(labels, np.float64).reshape(-1, *spec.y_shape)
     return checked(file, x, y.astype(spec.y_dtype), spec)
@@ -55,9 +60,10 @@ def _header(file: Path, rows: Iterator[_Row], label: str) -> tuple[list[str], in
     if not label:
         return names, -1, None if names else first
     if label not in names:
-        raise ConfigError(
+        raise ExampleError(
             f"{file} has no column {label!r}",
             f"`label` in [data] names one of: {', '.join(names)[:200]}" if names else "its first row holds no names",
+            told=f"{file} has no column {label!r}",
         )
     return names, names.index(label), None
 
@@ -76,17 +82,35 @@ def _is_number(cell: str) -> bool:
     return True
 
 
-def _value(cell: str, where: str) -> float:
+@dataclass(frozen=True)
+class _Where:
+    """A cell. Its column's name is a cell too, of a first row that may have been an example."""
+
+    file: Path
+    row: int
+    column: int  # from 0
+    names: list[str]
+
+    def __str__(self) -> str:
+        return f"{self.file}, row {self.row}, column {self.names[self.column] if self.names else self.column + 1}"
+
+    def complaint(self, cell: str, what: str, hint: str) -> ExampleError:
+        """Raise this: what is wrong with the cell."""
+        told = f"{self.file}, row {self.row}, column {self.column + 1}: {what}"
+        return ExampleError(f"{self}: {cell!r:.40} is {what}", hint, told)
+
+
+def _value(cell: str, where: _Where) -> float:
     if not _is_number(cell):
-        raise ConfigError(f"{where}: {cell!r:.40} is not a number", "mend the cell, or leave the row out")
+        raise where.complaint(cell, "not a number", "mend the cell, or leave the row out")
     return float(cell)
 
 
-def _label(cell: str, spec: InputSpec, where: str) -> float:
+def _label(cell: str, spec: InputSpec, where: _Where) -> float:
     """A label by its name, or by its number."""
     if cell.strip() in spec.labels:
         return float(spec.labels.index(cell.strip()))
     value = _value(cell, where)
     if spec.labels and not value.is_integer():
-        raise ConfigError(f"{where}: {cell!r:.40} is no label", f"labels are {', '.join(spec.labels)[:200]}")
+        raise where.complaint(cell, "no label", f"labels are {', '.join(spec.labels)[:200]}")
     return value

@@ -11,7 +11,7 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from edge_agent.sources import Examples, InputSpec
-from edge_agent.sources.checks import checked, too_large
+from edge_agent.sources.checks import ExampleError, checked, too_large
 from fl_protocol.errors import ConfigError
 
 
@@ -22,8 +22,10 @@ def read_npz(file: Path, spec: InputSpec, label: str, left: int) -> Examples:  #
             x = _read_array(file, archive, "x", left)
             y = _read_array(file, archive, "y", left - x.nbytes)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, RuntimeError) as error:
-        raise ConfigError(
-            f"{file} is not a readable .npz file: {error}", "write it with numpy.savez(file, x=..., y=...)"
+        raise ExampleError(
+            f"{file} is not a readable .npz file: {error}",
+            "write it with numpy.savez(file, x=..., y=...)",
+            told=f"{file} is not a readable .npz file",
         ) from None
     return checked(file, x, y, spec)
 

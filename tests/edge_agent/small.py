@@ -43,7 +43,11 @@ def model(nodes: list[NodeProto], inputs: list[Any], outputs: list[Any], stored:
 
 
 def small_bundle(
-    *feeds: str, extra: tuple[NodeProto, ...] = (), stored: tuple[TensorProto, ...] = (), loss: str = "mean"
+    *feeds: str,
+    extra: tuple[NodeProto, ...] = (),
+    stored: tuple[TensorProto, ...] = (),
+    loss: str = "mean",
+    labels: tuple[str, ...] = ("a", "b", "c"),
 ) -> bytes:
     """The bundle's bytes; its training graph takes what `feeds` names, and gives the value `loss` as its loss."""
     node = helper.make_node
@@ -107,7 +111,7 @@ def small_bundle(
         "layout": LAYOUT.to_rows(),
         "fingerprint": LAYOUT.fingerprint,
         "input": {"x": {"shape": [2], "dtype": "float32"}, "y": {"shape": [], "dtype": "int64"}},
-        "labels": ["a", "b", "c"],
+        "labels": list(labels),
         "metric": "accuracy",
         "graphs": {name.removesuffix(".onnx"): name for name in files if name.endswith(".onnx")},
         "hyper": {"rate": 0.5},

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from edge_agent.board import Board
 from edge_agent.gate import GateConfig, Reading, may_train
 from edge_agent.health import machine_memory_mb, read_sensors, read_vitals
 
@@ -64,17 +65,17 @@ def test_the_sensors_of_a_raspberry_pi_on_a_battery(tmp_path: Path) -> None:
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text + "\n")
-    reading = read_sensors(tmp_path, sys=tmp_path)
+    reading = read_sensors(Board(tmp_path, tmp_path))
     assert (reading.temperature_c, reading.battery_pct, reading.charging) == (51.001, 64.0, False)
     assert reading.throttled is True
     assert reading.disk_free_mb is not None
     (tmp_path / "devices/platform/soc/soc:firmware/get_throttled").write_text("50000\n")  # once, since boot
-    assert read_sensors(tmp_path, sys=tmp_path).throttled is False
+    assert read_sensors(Board(tmp_path, tmp_path)).throttled is False
 
 
 def test_a_machine_without_sensors_reads_none(tmp_path: Path) -> None:
     """No file, no opinion, no exception."""
-    reading = read_sensors(tmp_path / "gone", sys=tmp_path)
+    reading = read_sensors(Board(tmp_path / "gone", tmp_path, tmp_path / "none"))
     assert reading == Reading(minute_of_day=reading.minute_of_day, local_s=reading.local_s)
     assert reading.local_s is not None
     assert reading.minute_of_day == int(reading.local_s % 86400 // 60)
