@@ -4,9 +4,8 @@ Until devices enrol with a ticket this stands in for enrolment, and is the only 
 fleet comes by what it proves itself with. What is made lies in the fleet's folder, mode 0600, and is made once.
 """
 
-import datetime
+import datetime as dt
 import ipaddress
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +21,8 @@ from fl_protocol.keyfile import load_or_create_key
 
 SERVICES = ("aggregator", "operator", "monitor")
 BROKER_NAMES = ("broker", "localhost")
-YEARS = datetime.timedelta(days=3650)  # a virtual fleet is thrown away long before
-SKEW = datetime.timedelta(hours=1)
+YEARS = dt.timedelta(days=3650)  # a virtual fleet is thrown away long before
+SKEW = dt.timedelta(hours=1)
 
 
 @dataclass(frozen=True)
@@ -75,7 +74,7 @@ class Credentials:
     def crl(self) -> bytes:
         """An empty list of revoked certificates, as PEM: the broker wants to see one."""
         ca, key = _certificate(self._authority), _key(self._authority)
-        now = datetime.datetime.now(datetime.UTC)
+        now = dt.datetime.now(dt.UTC)
         builder = x509.CertificateRevocationListBuilder().issuer_name(ca.subject)
         signed = builder.last_update(now - SKEW).next_update(now + YEARS).sign(key, hashes.SHA256())
         return self._kept("crl.pem", signed.public_bytes(serialization.Encoding.PEM))
@@ -133,17 +132,12 @@ class Credentials:
             raise ConfigError(f"cannot keep {path}: {error.strerror}", "name another --folder") from None
 
 
-def random_seed() -> int:
-    """A seed for what need not repeat."""
-    return int.from_bytes(os.urandom(4), "big")
-
-
 def _name(common_name: str) -> x509.Name:
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
 
 
 def _builder(subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey) -> x509.CertificateBuilder:
-    now = datetime.datetime.now(datetime.UTC)
+    now = dt.datetime.now(dt.UTC)
     builder = x509.CertificateBuilder().subject_name(subject).issuer_name(issuer).public_key(key)
     serial = x509.random_serial_number()
     return builder.serial_number(serial).not_valid_before(now - SKEW).not_valid_after(now + YEARS)
