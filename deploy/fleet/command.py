@@ -74,7 +74,7 @@ def up(
     """
     engine = Engine(name, _say)
     done = engine.up(_members(name, folder, agents, profile, versions, minutes, seed).containers())
-    created = _create_task(engine)
+    created = create_task(engine)
     if as_json:
         typer.echo(json.dumps({"fleet": name, **done, "task": "created" if created else "left"}, indent=2))
     else:
@@ -194,7 +194,7 @@ def compose(
         typer.echo(f"docker compose -f deploy/compose/compose.yaml -f {file} up -d")
 
 
-def _create_task(engine: Engine) -> bool:
+def create_task(engine: Engine) -> bool:
     """Create and start the task unless the gateway has it; waits for the gateway. Raises `ConfigError`."""
     until = time.monotonic() + READY_S
     config = ["--config", GATEWAY_CONFIG_FILE]

@@ -56,7 +56,7 @@ class Engine:
             found = self.client.containers.list(all=True, filters={"label": f"{FLEET_LABEL}={self.fleet}"})
         named = {c.labels[MEMBER_LABEL]: c for c in found if c.labels.get(ROLE_LABEL) in IMAGES}
         order = list(IMAGES)
-        return dict(sorted(named.items(), key=lambda item: (order.index(item[1].labels[ROLE_LABEL]), item[0])))
+        return dict(sorted(named.items(), key=lambda item: (order.index(item[1].labels[ROLE_LABEL]), natural(item[0]))))
 
     def member(self, name: str) -> Running:
         """One of them. Raises `ConfigError`."""
@@ -150,6 +150,7 @@ class Engine:
 
         Another such container is there from before the volume until it is full, and tells of an interruption.
         """
+        # v=True below takes along the anonymous volumes that the image itself asks for.
         labels = {**labels_of(self.fleet), MEMBER_LABEL: volume.name, ROLE_LABEL: FILLING}
         try:
             owner = (self.client.volumes.get(volume.name).attrs["Labels"] or {}).get(FLEET_LABEL)
@@ -168,9 +169,9 @@ class Engine:
             mount = {volume.name: {"bind": volume.path, "mode": "rw"}}
             lender = self.client.containers.create(image, labels=labels, volumes=mount)
             lender.put_archive(volume.path, packed(volume.files))
-            lender.remove()
+            lender.remove(v=True)
         if note is not None:
-            note.remove()
+            note.remove(v=True)
 
     def _clear_unfinished(self) -> None:
         """What an interrupted `up` left half-filled goes; a volume that its member uses already is whole."""
@@ -179,7 +180,7 @@ class Engine:
             left = self.client.containers.list(all=True, filters=filters)
             names = {container.labels[MEMBER_LABEL] for container in left}
             for container in left:
-                container.remove(force=True)
+                container.remove(force=True, v=True)
             used = {m["Name"] for c in self.members().values() for m in c.attrs["Mounts"] if m["Type"] == "volume"}
             for volume in self.client.volumes.list(filters={"label": f"{FLEET_LABEL}={self.fleet}"}):
                 if volume.name in names - used:
@@ -189,7 +190,7 @@ class Engine:
         if container.status == "paused":
             container.unpause()
         container.stop(timeout=STOP_S)
-        container.remove(force=True)
+        container.remove(force=True, v=True)
 
     # --- down ---
 
@@ -199,7 +200,7 @@ class Engine:
         with _refusals():
             containers = self.client.containers.list(all=True, filters=filters)
             for number, container in enumerate(containers, 1):
-                container.remove(force=True)
+                container.remove(force=True, v=True)
                 self._say(f"{number}/{len(containers)} {container.name} removed")
             networks = self.client.networks.list(filters=filters)
             for network in networks:
@@ -263,6 +264,11 @@ class Engine:
             result: Any = self.member(name).exec_run(list(command), demux=True)
         out, err = result.output
         return int(result.exit_code), (out or b"").decode(), (err or b"").decode()
+
+
+def natural(name: str) -> list[tuple[int, str]]:
+    """Sorts fan-20 before fan-100."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in name.split("-")]
 
 
 def packed(files: Mapping[str, bytes]) -> bytes:
