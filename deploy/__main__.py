@@ -7,7 +7,9 @@ import typer
 from deploy.fleet.command import app as fleet_app
 from fl_protocol.errors import ConfigError, ProtocolError
 
-app = typer.Typer(help=__doc__, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
+app = typer.Typer(
+    add_completion=False, help=__doc__, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None
+)
 app.add_typer(fleet_app, name="fleet")
 
 

@@ -3,10 +3,12 @@
 import io
 import tarfile
 from dataclasses import replace
+from types import SimpleNamespace
 
+import docker
 import pytest
 
-from deploy.fleet.engine import packed
+from deploy.fleet.engine import Engine, natural, packed
 from deploy.fleet.looking import memory_mb, peak_mb
 from deploy.fleet.profiles import PROFILES, profile_of
 from deploy.fleet.specs import Volume, agent_container, create_options
@@ -95,3 +97,37 @@ def test_memory_is_without_the_page_cache_in_both_control_groups(name: str) -> N
 def test_the_peak_is_the_kernels() -> None:
     assert peak_mb("Name:\tx\nVmHWM:\t  2048 kB\n") == 2.0
     assert peak_mb("") is None
+
+
+def test_without_an_engine_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DOCKER_HOST", "unix:///nowhere/docker.sock")
+    with pytest.raises(ConfigError, match="no container engine answers") as caught:
+        Engine("fans")
+    assert "DOCKER_HOST" in caught.value.hint
+
+
+def test_names_sort_as_people_count() -> None:
+    assert sorted(["fan-100", "fan-20-2", "fan-20"], key=natural) == ["fan-20", "fan-20-2", "fan-100"]
+
+
+class NoImages:
+    """An engine that has nothing."""
+
+    images = SimpleNamespace()
+    containers = SimpleNamespace(list=lambda **_: [])
+
+    def __init__(self) -> None:
+        self.images.get = self._get
+
+    def info(self) -> dict[str, int]:
+        return {"NCPU": 2}
+
+    def _get(self, name: str) -> None:
+        raise docker.errors.ImageNotFound(name)
+
+
+def test_an_image_that_is_missing_is_named_with_the_command_that_builds_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(docker, "from_env", lambda **_: NoImages())
+    with pytest.raises(ConfigError, match="no image anabranch-agent") as caught:
+        Engine("fans").up([agent()])
+    assert "docker build -f deploy/docker/agent.Dockerfile -t anabranch-agent ." in caught.value.hint
