@@ -11,7 +11,7 @@ from typing import Any
 from anabranch.datasets.fan_vibration import SPEEDS, write_training_folder
 from anabranch.demo.folder import Folder, choose_speeds, device_of, to_toml, write_task
 from deploy.fleet import broker
-from deploy.fleet.credentials import SERVICES, Credentials
+from deploy.fleet.credentials import Credentials
 from deploy.fleet.profiles import Profile, profile_of
 from deploy.fleet.specs import (
     AGENT_CONFIG,
@@ -80,7 +80,7 @@ class Members:
     @cached_property
     def credentials(self) -> Credentials:
         """The fleet's secrets, made at their first use."""
-        return Credentials(self.folder / "pki")
+        return Credentials(self.folder / "pki", self.wanted.name)
 
     def containers(self) -> list[Container]:
         """All of them; the broker first, then the gateway."""
@@ -88,14 +88,14 @@ class Members:
 
     def broker(self) -> Container:
         """The broker's container."""
-        fleet, server = self.wanted.name, self.credentials.server()
+        fleet, server = self.wanted.name, self.credentials.server
         files = {
             "mosquitto.conf": broker.mosquitto_conf().encode(),
             "devices.acl": broker.devices_acl(fleet).encode(),
             "services.acl": broker.services_acl(fleet).encode(),
             "local.acl": broker.local_acl().encode(),
             "ca.pem": self.credentials.ca,
-            "crl.pem": self.credentials.crl(),
+            "crl.pem": self.credentials.crl,
             "server.pem": server.certificate,
             "server.key": server.key,
         }
@@ -110,9 +110,8 @@ class Members:
             "broker": _broker(broker.SERVICES, PKI, "services/aggregator"),
             "devices": keys,
         }
-        state = {"fleet.key": secrets.fleet_seed, "pki/ca.pem": secrets.ca, "pki/crl.pem": secrets.crl()}
-        for name in SERVICES:
-            pair = secrets.service(name)
+        state = {"fleet.key": secrets.fleet_seed, "pki/ca.pem": secrets.ca, "pki/crl.pem": secrets.crl}
+        for name, pair in secrets.services.items():
             state |= {f"pki/services/{name}.pem": pair.certificate, f"pki/services/{name}.key": pair.key}
         return gateway_container(self.wanted.name, {"gateway.toml": to_toml(sections).encode()}, state | self._task())
 

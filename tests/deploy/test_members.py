@@ -134,7 +134,7 @@ def test_broker_and_device_believe_each_other(made: tuple[Path, list[Container]]
     server, client = contexts(tmp_path, broker.volumes[0].files, agent.volumes[0].files)
     peer = shake_hands(server, client, name).getpeercert()
     assert peer is not None
-    assert peer["subject"] == ((("commonName", "fan-20"),),)
+    assert (("commonName", "fan-20"),) in peer["subject"]
 
 
 def test_a_broker_of_another_name_is_not_believed(made: tuple[Path, list[Container]], tmp_path: Path) -> None:
