@@ -1,14 +1,12 @@
 """The engine: makes specs real through the Docker SDK, and finds by label what belongs to a fleet."""
 
-import io
-import tarfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import docker
 import requests
-from docker.errors import APIError, DockerException, ImageNotFound, NotFound
+from docker.errors import APIError, DockerException, ImageNotFound
 from docker.models.containers import Container as Running
 from docker.models.networks import Network
 
@@ -19,19 +17,16 @@ from deploy.fleet.specs import (
     IMAGES,
     MEMBER_LABEL,
     ROLE_LABEL,
-    USER,
     Container,
-    Volume,
     create_options,
     labels_of,
     network_of,
 )
+from deploy.fleet.volumes import clear_unfinished, make_volume
 from fl_protocol.errors import ConfigError
 
 Say = Callable[[str], None]
-Filters = dict[str, str | list[str] | bool]
 STOP_S = 10
-FILLING = "filling"  # the role of a container that only lends its volume while files are laid into it
 
 
 class Engine:
@@ -77,7 +72,8 @@ class Engine:
         self._check(wanted)
         done: dict[str, list[str]] = {what: [] for what in ("created", "changed", "started", "removed", "left")}
         self._make_network()
-        self._clear_unfinished()
+        with _refusals():
+            clear_unfinished(self.client, self.fleet)
         there = self.members()
         for name in there.keys() - {container.member for container in wanted}:
             self._remove(there[name])
@@ -92,11 +88,12 @@ class Engine:
     def fill(self, wanted: Sequence[Container]) -> None:
         """The volumes alone, for containers that somebody else makes."""
         self._check(wanted)
-        self._clear_unfinished()
+        with _refusals():
+            clear_unfinished(self.client, self.fleet)
         for number, container in enumerate(wanted, 1):
             with _refusals():
                 for volume in container.volumes:
-                    self._make_volume(volume, container.image)
+                    make_volume(self.client, self.fleet, volume, container.image)
             self._say(f"{number}/{len(wanted)} {container.member} filled")
 
     def _check(self, wanted: Sequence[Container]) -> None:
@@ -137,54 +134,13 @@ class Engine:
                     return "started"
                 self._remove(there)
             for volume in wanted.volumes:
-                self._make_volume(volume, wanted.image)
+                make_volume(self.client, self.fleet, volume, wanted.image)
             network = network_of(self.fleet)
             alias = self.client.api.create_endpoint_config(aliases=[wanted.member])
             self.client.containers.create(
                 **create_options(wanted, self._cores), network=network, networking_config={network: alias}
             ).start()
             return "created" if there is None else "changed"
-
-    def _make_volume(self, volume: Volume, image: str) -> None:
-        """Files get into a volume by a container that never runs: no path of this machine, no user of it, is needed.
-
-        Another such container is there from before the volume until it is full, and tells of an interruption.
-        """
-        # v=True below takes along the anonymous volumes that the image itself asks for.
-        labels = {**labels_of(self.fleet), MEMBER_LABEL: volume.name, ROLE_LABEL: FILLING}
-        try:
-            owner = (self.client.volumes.get(volume.name).attrs["Labels"] or {}).get(FLEET_LABEL)
-            if owner != self.fleet:
-                raise ConfigError(
-                    f"the name {volume.name} is taken by a volume that is not this fleet's",
-                    "remove that volume, or take another --name",
-                )
-            if not volume.read_only:
-                return
-            note = None
-        except NotFound:
-            note = self.client.containers.create(image, labels=labels)
-            self.client.volumes.create(volume.name, labels=labels_of(self.fleet))
-        if volume.files:
-            mount = {volume.name: {"bind": volume.path, "mode": "rw"}}
-            lender = self.client.containers.create(image, labels=labels, volumes=mount)
-            lender.put_archive(volume.path, packed(volume.files))
-            lender.remove(v=True)
-        if note is not None:
-            note.remove(v=True)
-
-    def _clear_unfinished(self) -> None:
-        """What an interrupted `up` left half-filled goes; a volume that its member uses already is whole."""
-        filters: Filters = {"label": [f"{FLEET_LABEL}={self.fleet}", f"{ROLE_LABEL}={FILLING}"]}
-        with _refusals():
-            left = self.client.containers.list(all=True, filters=filters)
-            names = {container.labels[MEMBER_LABEL] for container in left}
-            for container in left:
-                container.remove(force=True, v=True)
-            used = {m["Name"] for c in self.members().values() for m in c.attrs["Mounts"] if m["Type"] == "volume"}
-            for volume in self.client.volumes.list(filters={"label": f"{FLEET_LABEL}={self.fleet}"}):
-                if volume.name in names - used:
-                    volume.remove()
 
     def _remove(self, container: Running) -> None:
         if container.status == "paused":
@@ -196,7 +152,7 @@ class Engine:
 
     def down(self, keep: bool = False) -> dict[str, int]:
         """Remove what carries the fleet's label, volumes too unless they are kept; how many of each."""
-        filters: Filters = {"label": f"{FLEET_LABEL}={self.fleet}"}
+        filters: dict[str, str | list[str] | bool] = {"label": f"{FLEET_LABEL}={self.fleet}"}
         with _refusals():
             containers = self.client.containers.list(all=True, filters=filters)
             for number, container in enumerate(containers, 1):
@@ -269,31 +225,6 @@ class Engine:
 def natural(name: str) -> list[tuple[int, str]]:
     """Sorts fan-20 before fan-100."""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in name.split("-")]
-
-
-def packed(files: Mapping[str, bytes]) -> bytes:
-    """Files as a tar: all the image's user's, mode 0600, their directories 0700."""
-    out = io.BytesIO()
-    folders = sorted({str(parent) for name in files for parent in _parents(name)})
-    with tarfile.open(fileobj=out, mode="w") as tar:
-        for name in folders:
-            tar.addfile(_member(name, tarfile.DIRTYPE, 0o700))
-        for name, data in files.items():
-            entry = _member(name, tarfile.REGTYPE, 0o600)
-            entry.size = len(data)
-            tar.addfile(entry, io.BytesIO(data))
-    return out.getvalue()
-
-
-def _parents(name: str) -> Iterator[str]:
-    parts = name.split("/")[:-1]
-    return ("/".join(parts[: i + 1]) for i in range(len(parts)))
-
-
-def _member(name: str, kind: bytes, mode: int) -> tarfile.TarInfo:
-    entry = tarfile.TarInfo(name)
-    entry.type, entry.mode, entry.uid, entry.gid = kind, mode, USER, USER
-    return entry
 
 
 @contextmanager

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from docker.models.containers import Container as Running
 
 from deploy.fleet.engine import Engine
 from deploy.fleet.looking import fleet_status
-from deploy.fleet.members import GATEWAY_CONFIG_FILE
+from deploy.fleet.members import GATEWAY_CONFIG_FILE, Members, Wanted
 from deploy.fleet.specs import FLEET_LABEL, GATEWAY, USER
 from fl_protocol.errors import ConfigError
 from tests.support.waiting import wait_until
@@ -195,6 +196,30 @@ def test_a_member_that_is_not_there_is_named_and_nothing_happens(engine: Engine,
 
 def test_logs_are_the_members(engine: Engine, name: str) -> None:
     assert "connected to the broker at broker:8883" in deploy("logs", "fan-100", "--name", name).stdout
+
+
+def test_up_mends_what_an_interrupted_up_left_half_filled(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cut off while the broker's certificates go into their volume."""
+    cut = Engine(f"{engine.fleet}-cut")
+    wanted = Wanted(name=cut.fleet, agents=1, profile="pi-4", versions=ENDLESS, minutes=5, seed=0)
+    members = Members(tmp_path, wanted)
+    members.prepare()
+    try:
+        monkeypatch.setattr(Running, "put_archive", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            cut.up(members.containers())
+        monkeypatch.undo()
+        assert cut.up(members.containers())["created"] == ["broker", GATEWAY, "fan-60"]
+        assert cut.run("broker", ["ls", "/etc/mosquitto"])[1].split() == [
+            *("ca.pem", "crl.pem", "devices.acl", "local.acl", "mosquitto.conf"),
+            *("server.key", "server.pem", "services.acl"),
+        ]
+        filters: dict[str, Any] = {"label": f"{FLEET_LABEL}={cut.fleet}"}
+        assert len(cut.client.containers.list(all=True, filters=filters)) == 3
+    finally:
+        cut.down()
 
 
 def test_a_name_that_is_taken_is_said_before_anything_changes(engine: Engine, tmp_path: Path) -> None:

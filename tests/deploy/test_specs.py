@@ -8,10 +8,11 @@ from types import SimpleNamespace
 import docker
 import pytest
 
-from deploy.fleet.engine import Engine, natural, packed
+from deploy.fleet.engine import Engine, natural
 from deploy.fleet.looking import memory_mb, peak_mb
 from deploy.fleet.profiles import PROFILES, profile_of
 from deploy.fleet.specs import Volume, agent_container, create_options
+from deploy.fleet.volumes import packed
 from fl_protocol.errors import ConfigError
 
 ZERO = PROFILES["pi-zero-2"]
