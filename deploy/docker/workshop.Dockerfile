@@ -24,7 +24,8 @@ RUN /opt/pip/bin/pip --python /opt/anabranch/venv/bin/python install --no-cache-
 RUN cd /opt/anabranch/venv/lib/python3*/site-packages \
  && find . -type d -name tests -prune -exec rm -rf {} + \
  && find . -name '*.pyi' -delete \
- && rm -rf torch/include torch/share
+ && rm -rf torch/include torch/share \
+ && python3 -m compileall -q -j 0 .
 
 FROM ${BASE}
 RUN apt-get update \
@@ -33,7 +34,7 @@ RUN apt-get update \
  && useradd --system --uid 10001 --user-group --home-dir /workshop --shell /usr/sbin/nologin anabranch \
  && install -d -o anabranch -g anabranch -m 0755 /workshop
 COPY --from=build /opt/anabranch/venv /opt/anabranch/venv
-# models/ is no part of the wheel: people change it here, under /workshop.
+# models/ is no part of the wheel: people change it, and mount theirs at /workshop/models.
 COPY --chown=anabranch:anabranch models /workshop/models
 ENV PATH=/opt/anabranch/venv/bin:$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
 USER anabranch
