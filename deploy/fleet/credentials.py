@@ -77,7 +77,9 @@ class Credentials:
             if not key.exists():
                 certificate.unlink(missing_ok=True)
                 write_durably(key, key_pem(make_key()), mode=0o600)
-            if not certificate.exists() or self._now >= renew_at(read_certificate(certificate)):
+            if not certificate.exists() or self._now >= renew_at(
+                read_certificate(certificate.read_bytes(), str(certificate))
+            ):
                 public = load_key(key.read_bytes()).public_key()
                 issued = self._pki.authority.certify_client(device, public, self._now, DEVICE_DAYS)
                 write_durably(certificate, issued.public_bytes(serialization.Encoding.PEM))
