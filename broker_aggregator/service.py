@@ -51,6 +51,7 @@ from fl_protocol.bundle import Bundle
 from fl_protocol.codec import decode, decode_as, encode, parse_json
 from fl_protocol.enrolling import claim_secret
 from fl_protocol.errors import Code, ProtocolError
+from fl_protocol.heartbeat import Heartbeat
 from fl_protocol.messages import Ask, Delta, Enroll, GatewayState, Result, Signed
 from fl_protocol.parts import FileParts
 from fl_protocol.signing import SigningKey, seal, unseal
@@ -121,6 +122,7 @@ class Service:
         self._suspects = store.suspects()
         self._ticked = float("-inf")
         self._let_in(config.devices)
+        self._connected = False
         self.transport = connect(config, self._will)
 
     def _enrollment(self, pki: Pki, loaded: Loaded) -> Enrollment:
@@ -157,11 +159,13 @@ class Service:
     def run(self, stopping: threading.Event) -> None:
         """Serve until `stopping` is set. Raises whatever made a durable write fail."""
         host, port = self.config.broker.address
+        heartbeat = Heartbeat()
         log.info("fleet %s, broker %s:%d, fleet key %s", self.fleet, host, port, self.key.public)
         self.transport.start()
         try:
             while not stopping.is_set():
                 self.turn(TICK_S)
+                heartbeat.beat(self._connected)
         finally:
             self._publish_state(GatewayState(state="disconnected", boot=self.boot, bseq=0))
             self.transport.close()
@@ -196,11 +200,13 @@ class Service:
     def _take(self, incoming: Incoming) -> Iterator[Effect | _Given]:
         match incoming:
             case Connected(present, bseq, limits):
+                self._connected = True
                 self.transport.subscribe(self._subscriptions())
                 self._publish_state(GatewayState(state="ready", boot=self.boot, bseq=bseq, fleet_key=self.key.public))
                 log.info("connected (MQTT %s, packets up to %d bytes)", limits.version, limits.max_packet)
                 yield from self._decide(Online(present, limits.max_packet, limits.version))
             case Disconnected(reason, retry_in_s):
+                self._connected = False
                 host, port = self.config.broker.address
                 log.warning("no broker at %s:%d: %s; trying again in %.0f s", host, port, reason, retry_in_s)
             case Undeliverable(topic, size, reason):

@@ -29,6 +29,7 @@ from edge_agent.worker import Worker
 from fl_protocol.bundle import Bundle
 from fl_protocol.codec import encode
 from fl_protocol.errors import ConfigError, ProtocolError
+from fl_protocol.heartbeat import Heartbeat
 from fl_protocol.messages import Offer
 from fl_protocol.tensors import Vector
 from fl_protocol.transport import Connected, Delivery, Disconnected, Transport, Undeliverable
@@ -92,10 +93,12 @@ class Service:
 
     def run(self, stop: threading.Event) -> None:
         """Work until `stop` is set. Raises `ConfigError` where the disk cannot be used any more."""
+        heartbeat = Heartbeat()
         self._transport.start()
         try:
             while not stop.is_set():
                 self.step()
+                heartbeat.beat(self._connected)
         finally:
             self.close()
 

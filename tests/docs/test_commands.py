@@ -9,7 +9,9 @@ import typer.main
 
 import anabranch.__main__
 import broker_aggregator.__main__
+import deploy.__main__
 import edge_agent.__main__
+import fl_protocol.heartbeat
 import models.__main__
 from tests.docs.pages import DOCS, codes, tables
 
@@ -45,10 +47,12 @@ def real() -> dict[str, set[str]]:
         "broker-aggregator": broker_aggregator.__main__.app,
         "anabranch": anabranch.__main__.app,
         "python -m models": models.__main__.app,
+        "python -m deploy": deploy.__main__.app,
     }
     found = {}
     for name, app in apps.items():
         found |= dict(of_typer(typer.main.get_command(app), name))
+    found |= dict(of_argparse(fl_protocol.heartbeat.make_parser(), "anabranch-health"))
     return found | dict(of_argparse(edge_agent.__main__._parser(), "edge-agent"))
 
 

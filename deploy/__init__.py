@@ -1,0 +1,1 @@
+"""Putting a fleet into the world: images, virtual fleets, cards to flash. Nothing else imports it."""
