@@ -1,1 +1,1 @@
-"""Putting a fleet into the world: images, virtual fleets, cards to flash. Nothing else imports it."""
+"""From a checkout to devices in the field: cards, packages, gateways, fleets. Nothing else imports it."""

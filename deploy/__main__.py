@@ -1,21 +1,30 @@
-"""`python -m deploy`: put a fleet into the world."""
+"""`python -m deploy`: put the agent on cards and devices, and the gateway on its machine."""
 
 import sys
+from typing import NoReturn
 
 import typer
 
-from deploy.fleet.command import app as fleet_app
+from deploy.fleet.command import app as fleet
+from deploy.gateway.command import app as gateway
 from fl_protocol.errors import ConfigError, ProtocolError
 
 app = typer.Typer(
     add_completion=False, help=__doc__, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None
 )
-app.add_typer(fleet_app, name="fleet")
+app.add_typer(gateway, name="gateway")
+app.add_typer(fleet, name="fleet")
 
 
 @app.callback()
 def deploy() -> None:
-    """Put a fleet into the world: images, and virtual fleets of containers."""
+    """Put the agent on cards and devices, and the gateway on its machine."""
+
+
+def _fail(error: ConfigError | ProtocolError) -> NoReturn:
+    hint = getattr(error, "hint", "")
+    typer.echo(f"deploy: {error.message}" + (f"\n  hint: {hint}" if hint else ""), err=True)
+    sys.exit(2)
 
 
 def main() -> None:
@@ -23,8 +32,7 @@ def main() -> None:
     try:
         app()
     except (ConfigError, ProtocolError) as error:
-        typer.echo(f"deploy: {error}", err=True)
-        sys.exit(2)
+        _fail(error)
 
 
 if __name__ == "__main__":
