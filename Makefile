@@ -15,11 +15,12 @@ JOBS ?= 2
 # `make test` runs these pages; to read them as a documentation check takes minutes.
 SLOW_PAGES := tests/docs/test_bring_your_own_model.py tests/docs/test_exporter_tables.py
 
-.PHONY: demo test chaos check bench bench-aggregate bench-train bench-transfer bench-bytes bench-bytes-quick fuzz clean help
+.PHONY: demo test test-slow chaos check bench bench-aggregate bench-train bench-transfer bench-bytes bench-bytes-quick fuzz clean help
 
 help:
 	@echo "make demo [ARGS='--quick --seed 1']   a fleet of 17 agents trains one model over a real broker"
 	@echo "make test                             the test suite"
+	@echo "make test-slow                        what boots whole systems: as root, for minutes, with mmdebstrap and systemd-nspawn"
 	@echo "make chaos [SEEDS=0:5000]             thousands of fault schedules, each of which its seed replays"
 	@echo "make check                            formatting, lint, types, import contracts, documentation"
 	@echo "make bench                            the figures of the README, from scripts"
@@ -50,6 +51,9 @@ demo: $(VENV)/demo.installed
 
 test: $(VENV)/dev.installed
 	$(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
+
+test-slow: $(VENV)/dev.installed
+	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
 
 chaos: $(VENV)/dev.installed
 	@echo "seeds $(SEEDS) of benchmarks/experiments/chaos.toml"

@@ -27,6 +27,7 @@ from edge_agent.inference import Predictor
 from edge_agent.limits import cores, free_memory_mb, hold_memory
 from edge_agent.logs import log_to_stderr
 from edge_agent.metered import MeteredLink
+from edge_agent.notify import Notifier
 from edge_agent.objects import Objects
 from edge_agent.outbox import Outbox
 from edge_agent.runtime import Runtime
@@ -112,6 +113,7 @@ def _run(config: AgentConfig, options: argparse.Namespace) -> int:
             measure_s=config.health.measure_s,
             make_predictor=_predictors(training, runtime),
             vitals=lambda: replace(read_vitals(), provider=runtime.in_use),
+            notifier=Notifier(os.environ),
         )
         stop = threading.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
