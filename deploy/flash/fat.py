@@ -37,7 +37,7 @@ class FatFiles:
 
     def taken(self, path: str) -> int:
         """Bytes that a file or a folder with all in it takes; 0 where there is none."""
-        said = run_tool("mdu", "-a", "-s", "-i", self._at, f"::/{path}", check=False).split()
+        said = run_tool("mdu", "-a", "-i", self._at, f"::/{path}", check=False).split()
         return int(said[-1]) * self._cluster if said and said[-1].isdigit() else 0
 
     def needed(self, sizes: Iterable[tuple[str, int]]) -> int:

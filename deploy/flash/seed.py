@@ -68,7 +68,6 @@ class Seed:
         return {**kit, "meta-data": meta_data.encode(), "user-data": user_data.encode()}
 
     def _user_data(self) -> str:
-        """A JSON string is a YAML string: whatever a person typed stays one."""
         people: object = []
         if self.ssh_key:
             person = {
@@ -80,8 +79,8 @@ class Seed:
             }
             people = [person]
         return Template(_USER_DATA).substitute(
-            hostname=json.dumps(self.hostname),
-            users=json.dumps(people),
+            hostname=_yaml(self.hostname),
+            users=_yaml(people),
             script=_indented((SYSTEMD / "anabranch-first-boot").read_text("utf-8")),
             unit=_indented((SYSTEMD / "anabranch-first-boot.service").read_text("utf-8")),
             end=_END,
@@ -94,7 +93,7 @@ class Seed:
         wlan = {"dhcp4": True, "optional": True, "regulatory-domain": wifi.country, "access-points": access}
         wires = {"match": {"name": "e*"}, "dhcp4": True, "optional": True}
         network = {"version": 2, "ethernets": {"wired": wires}, "wifis": {"wlan0": wlan}}
-        return f"# Written by `python -m deploy flash`. JSON is YAML.\n{json.dumps({'network': network}, indent=1)}\n"
+        return f"# Written by `python -m deploy flash`. JSON is YAML.\n{_yaml({'network': network}, 1)}\n"
 
 
 def read_ticket(path: Path) -> str:
@@ -160,6 +159,11 @@ def _digest(files: dict[str, bytes]) -> str:
     for name, data in sorted(files.items()):
         whole.update(f"{name}\0{len(data)}\0".encode() + data)
     return whole.hexdigest()[:16]
+
+
+def _yaml(value: object, indent: int | None = None) -> str:
+    """JSON is YAML, whatever a person typed, but for the surrogates that escapes would have."""
+    return json.dumps(value, ensure_ascii=False, indent=indent)
 
 
 def _indented(text: str) -> str:

@@ -1,5 +1,6 @@
-"""Images as stock ones are: a partition table, a FAT boot partition that cloud-init's files lie on, a root partition."""
+"""Images as stock ones are: a partition table, a FAT boot partition with cloud-init's files, a root."""
 
+import json
 import subprocess
 from pathlib import Path
 
@@ -56,14 +57,11 @@ def check_fat(image: Path, folder: Path) -> None:
     part = folder / "boot.fat"
     with image.open("rb") as file:
         file.seek(START_MB << 20)
-        size = next(p for p in _sizes(image))
-        part.write_bytes(file.read(size))
+        part.write_bytes(file.read(_sizes(image)[0]))
     result = subprocess.run([find_tool("fsck.vfat"), "-n", str(part)], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout
 
 
 def _sizes(image: Path) -> list[int]:
-    import json
-
     table = json.loads(run_tool("sfdisk", "--json", str(image)))["partitiontable"]
     return [p["size"] * 512 for p in table["partitions"]]

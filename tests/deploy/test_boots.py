@@ -1,4 +1,4 @@
-"""Slow: what `deploy flash` wrote is consumed by a real cloud-init in a booted system, and the agent runs as installed."""
+"""Slow: a real cloud-init in a booted system takes what `deploy flash` wrote, and the agent runs as installed."""
 
 import subprocess
 import sys
@@ -127,7 +127,7 @@ def _train(device: Container, gateway: "Gateway", port: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "moment", ["var/lib/cloud/instance", "etc/anabranch/ticket.toml", "opt/anabranch/venv/bin/python"]
+    "moment", ["var/lib/cloud/instances", "etc/anabranch/ticket.toml", "opt/anabranch/venv/bin/python"]
 )
 def test_a_power_cut_in_the_first_boot_costs_a_boot(device: Container, moment: str) -> None:
     """Cut while cloud-init works, after the ticket was moved, in the middle of pip: the next boot ends it."""
@@ -172,7 +172,8 @@ class Gateway:
         np.savez(self._folder / "validation.npz", x=x, y=y)
         (self._folder / "task.toml").write_text(
             f'task = "fan"\nbundle = "{REPOSITORY}/anabranch/data/fan_vibration.bundle"\n'
-            'evaluation = "validation.npz"\nstart = true\n\n[plan]\nbuffer = 1\nlocal_epochs = 1\nstop = { versions = 3 }\n'
+            'evaluation = "validation.npz"\nstart = true\n\n'
+            "[plan]\nbuffer = 1\nlocal_epochs = 1\nstop = { versions = 3 }\n"
         )
         self._tell("task", "create", str(self._folder / "task.toml"))
 
