@@ -5,12 +5,13 @@ from typing import NoReturn
 
 import typer
 
-from deploy.flash.command import flash, wheelhouse
+from deploy.flash.command import deb, flash, wheelhouse
 from fl_protocol.errors import ConfigError, ProtocolError
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 app.command()(flash)
 app.command()(wheelhouse)
+app.command()(deb)
 
 
 @app.callback()

@@ -1,4 +1,4 @@
-"""`python -m deploy flash` and `wheelhouse`: options, what they print, and the order of things."""
+"""`python -m deploy flash`, `wheelhouse` and `deb`: options, what they print, and the order of things."""
 
 import json
 import os
@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.table import Table
 
+from deploy.flash.debian import build_deb
 from deploy.flash.disks import Target, check_target, exclusively
 from deploy.flash.imaging import forget, image_size, verify_image, write_image
 from deploy.flash.partitions import boot_partition
@@ -122,6 +123,29 @@ def wheelhouse(
     typer.echo(f"{made.megabytes:.1f} MB for {arch} with Python {python} in {folder}\n")
     typer.echo(f"On a card: python -m deploy flash CARD --ticket TICKET.toml --wheelhouse {folder}")
     typer.echo(f"On a device that already runs:\n  {by_hand(folder)}")
+
+
+def deb(
+    out: Annotated[Path, typer.Argument(help="The .deb to write.")],
+    wheelhouse: Annotated[Path, typer.Option(help="What `deploy wheelhouse` made.")],
+    with_python: Annotated[
+        bool, typer.Option("--with-python", help="Carry Debian 12's python3.11, for JetPack 6; fetched by apt.")
+    ] = False,
+    interpreter: Annotated[
+        Path | None, typer.Option(help="A folder with its three .deb files, where apt cannot fetch them.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Make a Debian package of a wheelhouse, for a Jetson or any Debian that already runs: `dpkg -i`, no PyPI.
+
+    It asks for the device's own Python, of the wheelhouse's version, unless it carries one. The ticket comes after it.
+    """
+    made = build_deb(out, wheelhouse, interpreter, with_python=with_python)
+    if as_json:
+        facts = {"package": str(out), "arch": made.arch, "python": made.python, "bytes": made.size}
+        typer.echo(json.dumps(facts, indent=2))
+        return
+    typer.echo(f"{out}: {made.size / 1e6:.1f} MB for {made.arch}, runs on {made.python}")
 
 
 def _which(target: Path | None, image: Path | None, to: Path | None) -> tuple[Path, int]:

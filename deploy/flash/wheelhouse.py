@@ -73,7 +73,7 @@ def read_wheelhouse(folder: Path) -> dict[str, bytes]:
             raise ConfigError(
                 f"--wheelhouse: {wheels / name} is damaged", f"`python -m deploy wheelhouse {folder}` again"
             )
-    return {name: data for name, data in files.items() if name in {*sums, "SHA256SUMS", "python"}}
+    return {name: data for name, data in files.items() if name in {*sums, "SHA256SUMS", "python", "arch"}}
 
 
 def by_hand(folder: Path) -> str:
@@ -120,5 +120,6 @@ def _finish(folder: Path, arch: str, python: str) -> Wheelhouse:
     facts = {"arch": arch, "python": python, "wheels": sizes}
     write_durably(folder / "wheelhouse.json", (json.dumps(facts, indent=2) + "\n").encode())
     write_durably(wheels / "python", f"{python}\n".encode())
+    write_durably(wheels / "arch", f"{arch}\n".encode())
     write_durably(wheels / "SHA256SUMS", sums.encode())
     return Wheelhouse(folder, arch, python, sizes)

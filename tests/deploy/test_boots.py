@@ -1,5 +1,6 @@
 """Slow: a real cloud-init in a booted system takes what `deploy flash` wrote, and the agent runs as installed."""
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -191,3 +192,31 @@ class Gateway:
     def _tell(self, *words: str) -> str:
         command = [sys.executable, "-m", "broker_aggregator", *words, "--config", str(self._config)]
         return subprocess.run(command, cwd=REPOSITORY, check=True, capture_output=True, text=True, timeout=60).stdout
+
+
+def test_a_debian_package_brings_its_own_python(tmp_path: Path, kit: Path) -> None:
+    """Installed, started at boot, removed again; the configuration that an operator changed stays as it is."""
+    deb = tmp_path / "agent.deb"
+    deploy("deb", str(deb), "--wheelhouse", str(kit), "--with-python")
+    device = Container(tmp_path, f"anabranch-deb-{tmp_path.name[-12:].replace('_', '-')}")
+    shutil.copy(deb, device.root / "agent.deb")
+    device.inside("dpkg", "--install", "/agent.deb")
+    looked = "import onnxruntime, sqlite3, ssl, sys; print(sys.base_prefix)"
+    assert device.inside("/opt/anabranch/venv/bin/python", "-c", looked) == "/opt/anabranch/python"
+    assert device.inside("systemctl", "is-enabled", AGENT) == "enabled"
+    config = device.root / "etc/anabranch/agent.toml"
+    config.write_text("# mine\n")
+    device.inside("dpkg", "--install", "/agent.deb")
+    assert config.read_text() == "# mine\n"
+    device.start()
+    try:
+        wait_until(
+            lambda: device.show(AGENT, "ExecMainStartTimestampMonotonic") not in ("", "0"), 120, "it was started"
+        )
+        device.run("dpkg", "--remove", "anabranch-agent")
+        assert not (device.root / "opt/anabranch").exists()
+        assert config.exists()
+        device.run("dpkg", "--purge", "anabranch-agent")
+        assert not config.exists()
+    finally:
+        device.cut_power()

@@ -16,7 +16,7 @@ from tests.deploy.images import TICKET
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="the script gives files to the user anabranch: root")
 SCRIPT = SYSTEMD / "anabranch-first-boot"
-EXTERNAL = "awk cat chmod chown cmp cp dd dirname head id mkdir mv rm sha256sum stat sync systemctl systemd-sysusers tr"
+EXTERNAL = "awk cat chmod chown cmp cp dd dirname id mkdir mv rm sha256sum stat sync systemctl systemd-sysusers tr"
 # Counts the commands of a run, and ends the run before (`-`) or after (`+`) the one that is asked for.
 SHIM = """\
 #!/bin/sh
@@ -60,6 +60,7 @@ class Device:
         (self.boot / "anabranch/agent.toml").write_text(agent_toml("/srv/fan", None))
         (wheels / "pip-1-py3-none-any.whl").write_bytes(b"pip")
         (wheels / "python").write_text("3.13\n")
+        (wheels / "arch").write_bytes(subprocess.run(["dpkg", "--print-architecture"], capture_output=True).stdout)
         sums = subprocess.run(["sha256sum", "pip-1-py3-none-any.whl"], cwd=wheels, capture_output=True, check=True)
         (wheels / "SHA256SUMS").write_bytes(sums.stdout)
         self.ticket.write_text(TICKET)
@@ -165,6 +166,10 @@ def test_a_ticket_that_was_being_erased_does_not_replace_the_good_one(tmp_path: 
         (lambda d: d.ticket.unlink(), "there is no ticket"),
         (lambda d: (d.boot / "anabranch/wheels/pip-1-py3-none-any.whl").write_bytes(b"pap"), "wheels are damaged"),
         (lambda d: (d.boot / "anabranch/wheels/python").write_text("3.99\n"), "wheels are for Python 3.99"),
+        (
+            lambda d: (d.boot / "anabranch/wheels/arch").write_text("riscv64\n"),
+            "wheels are for riscv64, this system is",
+        ),
         (lambda d: shutil.rmtree(d.boot / "anabranch/wheels"), "flash with --wheelhouse DIR"),
         (lambda d: shutil.rmtree(d.boot / "anabranch"), "no boot partition has a folder anabranch/"),
     ],
