@@ -54,8 +54,10 @@ def flash(
     yes_this_disk: Annotated[
         str, typer.Option(help="The kernel's name (sdb) of a disk that is not removable, and meant.", metavar="NAME")
     ] = "",
-    any_image: Annotated[bool, typer.Option(help="The image asks cloud-init, though it has no user-data yet.")] = False,
-    dry_run: Annotated[bool, typer.Option(help="Say what would be written, and write nothing.")] = False,
+    any_image: Annotated[
+        bool, typer.Option("--any-image", help="The image asks cloud-init, though it has no user-data yet.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be written, and write nothing.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Make a stock image or card one device's: cloud-init's files, ticket, wheels and units on its boot partition.

@@ -9,6 +9,7 @@ import typer.main
 
 import anabranch.__main__
 import broker_aggregator.__main__
+import deploy.__main__
 import edge_agent.__main__
 import models.__main__
 from tests.docs.pages import DOCS, codes, tables
@@ -44,6 +45,7 @@ def real() -> dict[str, set[str]]:
     apps = {
         "broker-aggregator": broker_aggregator.__main__.app,
         "anabranch": anabranch.__main__.app,
+        "python -m deploy": deploy.__main__.app,
         "python -m models": models.__main__.app,
     }
     found = {}
