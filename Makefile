@@ -20,7 +20,7 @@ SLOW_PAGES := tests/docs/test_bring_your_own_model.py tests/docs/test_exporter_t
 help:
 	@echo "make demo [ARGS='--quick --seed 1']   a fleet of 17 agents trains one model over a real broker"
 	@echo "make test                             the test suite"
-	@echo "make test-slow                        what needs an engine and minutes: containers (root)"
+	@echo "make test-slow                        what boots whole systems or needs an engine: root, minutes"
 	@echo "make images                           container images of agent, aggregator and broker"
 	@echo "make chaos [SEEDS=0:5000]             thousands of fault schedules, each of which its seed replays"
 	@echo "make check                            formatting, lint, types, import contracts, documentation"

@@ -32,6 +32,7 @@ from edge_agent.inference import Predictor
 from edge_agent.limits import cores, free_memory_mb, hold_memory
 from edge_agent.logs import log_to_stderr
 from edge_agent.metered import MeteredLink
+from edge_agent.notify import Notifier
 from edge_agent.objects import Objects
 from edge_agent.outbox import Outbox
 from edge_agent.runtime import Runtime
@@ -100,7 +101,9 @@ def _enrolled(options: argparse.Namespace) -> bool:
     log_to_stderr("info", as_json=options.json)
     state_dir = options.config.resolve().parent / state_directory(options.config, os.environ)
     with _alone(state_dir):
-        return enroll(section, load_or_create_key(state_dir / "device.key"), _until_asked_to_end())
+        return enroll(
+            section, load_or_create_key(state_dir / "device.key"), _until_asked_to_end(), Notifier(os.environ)
+        )
 
 
 def _until_asked_to_end() -> threading.Event:
@@ -155,6 +158,7 @@ def _run(config: AgentConfig, options: argparse.Namespace) -> int:
             tell_numbers=config.inference.tell_numbers,
             vitals=lambda: replace(read_vitals(), provider=runtime.in_use),
             renewal=_renewal(config, identity, tls),
+            notifier=Notifier(os.environ),
         )
         log.info("%s of fleet %s, start %d", identity.device, identity.fleet, identity.boot)
         try:

@@ -14,6 +14,7 @@ from pathlib import Path
 from edge_agent.config import EnrollConfig
 from edge_agent.health import serial_number
 from edge_agent.leaving import check_leaving
+from edge_agent.notify import Notifier
 from fl_protocol.broker import BrokerConfig
 from fl_protocol.certificates import (
     PrivateKey,
@@ -54,11 +55,13 @@ def is_enrolled(config: EnrollConfig) -> bool:
     return bool(known == load_ticket(config.ticket).claim)
 
 
-def enroll(config: EnrollConfig, signing: SigningKey, stop: threading.Event) -> bool:
+def enroll(config: EnrollConfig, signing: SigningKey, stop: threading.Event, notifier: Notifier | None = None) -> bool:
     """Ask until the gateway gives a certificate; False when asked to stop before. Raises `ConfigError`, `OSError`."""
-    enrolling = Enrolling(config, signing)
+    notifier, enrolling = notifier or Notifier({}), Enrolling(config, signing)
+    notifier.ready()
     try:
         while not stop.is_set():
+            notifier.alive(time.monotonic())
             if enrolling.step(LOOK_S):
                 return True
     finally:

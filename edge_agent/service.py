@@ -21,6 +21,7 @@ from edge_agent.gate import Reading, Vitals
 from edge_agent.health import read_vitals
 from edge_agent.inference import Predictor
 from edge_agent.leaving import check_leaving
+from edge_agent.notify import Notifier
 from edge_agent.objects import Objects
 from edge_agent.sources import InputSpec, Source
 from edge_agent.sources.checks import told
@@ -74,6 +75,7 @@ class Service:
         renewal: "Renewal | None" = None,
         clock: Callable[[], float] = time.monotonic,
         wall_ms: Callable[[], int] = wall_ms,
+        notifier: Notifier | None = None,
     ) -> None:
         self._agent, self._transport, self._outbox, self._objects = agent, transport, outbox, objects
         self._source, self._sensors, self._vitals = source, sensors, vitals
@@ -85,6 +87,7 @@ class Service:
         self._predictors: dict[str, tuple[int, Vector, Predictor]] = {}  # by task, with what it was made of
         self._broker, self._connected = broker, False
         self._renewal = renewal
+        self._notifier = notifier or Notifier({})
 
     @property
     def wake_at(self) -> float:
@@ -95,8 +98,10 @@ class Service:
         """Work until `stop` is set. Raises `ConfigError` where the disk cannot be used any more."""
         heartbeat = Heartbeat()
         self._transport.start()
+        self._notifier.ready()
         try:
             while not stop.is_set():
+                self._notifier.alive(self._clock())
                 self.step()
                 heartbeat.beat(self._connected)
         finally:
@@ -127,6 +132,7 @@ class Service:
 
     def close(self) -> None:
         """Say goodbye, and let go of everything; a training in hand is abandoned."""
+        self._notifier.stopping()
         self._feed(e.Stop())
         closing = threading.Thread(target=self._transport.close, daemon=True)
         closing.start()
@@ -241,7 +247,9 @@ class Service:
             case Connected(limits=limits):
                 self._connected = True
                 log.info("connected to %s, MQTT %s", self._broker, limits.version)
+                self._notifier.status(f"connected to {self._broker}")
             case Disconnected(reason, retry_in_s):
                 what = "lost" if self._connected else "cannot reach"
                 self._connected = False
                 log.warning("%s %s (%s); trying again in %.0f s", what, self._broker, reason, retry_in_s)
+                self._notifier.status(f"{what} {self._broker} ({reason})")

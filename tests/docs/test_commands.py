@@ -46,6 +46,7 @@ def real() -> dict[str, set[str]]:
     apps = {
         "broker-aggregator": broker_aggregator.__main__.app,
         "anabranch": anabranch.__main__.app,
+        "python -m deploy": deploy.__main__.app,
         "python -m models": models.__main__.app,
         "python -m deploy": deploy.__main__.app,
     }
