@@ -48,7 +48,6 @@ def real() -> dict[str, set[str]]:
         "anabranch": anabranch.__main__.app,
         "python -m deploy": deploy.__main__.app,
         "python -m models": models.__main__.app,
-        "python -m deploy": deploy.__main__.app,
     }
     found = {}
     for name, app in apps.items():
