@@ -15,7 +15,7 @@ JOBS ?= 2
 # `make test` runs these pages; to read them as a documentation check takes minutes.
 SLOW_PAGES := tests/docs/test_bring_your_own_model.py tests/docs/test_exporter_tables.py
 
-.PHONY: demo test test-slow images chaos check bench bench-aggregate bench-train bench-transfer bench-bytes bench-bytes-quick fuzz clean help
+.PHONY: demo test test-slow images chaos check bench bench-aggregate bench-robust bench-train bench-transfer bench-bytes bench-bytes-quick fuzz clean help
 
 help:
 	@echo "make demo [ARGS='--quick --seed 1']   a fleet of 17 agents trains one model over a real broker"
@@ -26,6 +26,7 @@ help:
 	@echo "make check                            formatting, lint, types, import contracts, documentation"
 	@echo "make bench                            the figures of the README, from scripts"
 	@echo "make bench-aggregate                  every rule on 100 updates of 1M parameters, against np.add and Flower (PyPI)"
+	@echo "make bench-robust                     rules against attackers in the twin: two data sets, twelve attacks (hours)"
 	@echo "make bench-bytes                      codecs: bits and speed on every model; accuracy over bytes in the twin (hours)"
 	@echo "make bench-bytes-quick                the same in minutes: is everything in order?"
 	@echo "make bench-train                      training steps of every model against torch: time, memory, imports, disk"
@@ -80,6 +81,10 @@ bench: $(VENV)/dev.installed
 
 bench-aggregate: $(VENV)/dev.installed
 	$(BIN)/python benchmarks/bench_aggregate.py $(ARGS)
+
+bench-robust: $(VENV)/dev.installed
+	$(BIN)/python benchmarks/bench_bytes.py --bundles
+	$(BIN)/python benchmarks/bench_robust.py $(ARGS)
 
 bench-train: $(VENV)/dev.installed
 	$(BIN)/python benchmarks/bench_train.py $(ARGS)
