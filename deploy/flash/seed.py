@@ -9,14 +9,12 @@ from pathlib import Path
 from string import Template
 
 from fl_protocol.errors import ConfigError
+from fl_protocol.ticket import FILE_NAME, load_ticket
 
 SYSTEMD = Path(__file__).resolve().parent.parent / "systemd"
 KIT = ("anabranch-first-boot", "anabranch-agent.service", "anabranch.conf")  # beside wheels/ and agent.toml
-TICKET_NAME = "anabranch-ticket.toml"
 TICKET_PATH = "/etc/anabranch/ticket.toml"
 STATE_DIR = "/var/lib/anabranch"
-TICKET_MAX = 16 << 10
-_TICKET_KEYS = ("fleet", "claim", "secret", "public_key", "issued", "ca", "broker")
 _SSH_KEY = re.compile(r"(ssh-(ed25519|rsa)|ecdsa-sha2-nistp\d+|sk-[a-z0-9@.-]+) [A-Za-z0-9+/=]+( .*)?")
 _END = "END_OF_ANABRANCH_FILE"
 
@@ -58,7 +56,7 @@ class Seed:
         kit = {f"anabranch/wheels/{name}": data for name, data in wheels.items()}
         kit |= {f"anabranch/{name}": (SYSTEMD / name).read_bytes() for name in KIT}
         kit["anabranch/agent.toml"] = self.agent_toml.encode()
-        kit[TICKET_NAME] = self.ticket.encode()
+        kit[FILE_NAME] = self.ticket.encode()
         if self.wifi is not None:
             kit["network-config"] = self._network_config(self.wifi).encode()
         user_data = self._user_data()
@@ -97,21 +95,9 @@ class Seed:
 
 
 def read_ticket(path: Path) -> str:
-    """A ticket's text, which stays opaque. Raises `ConfigError`."""
-    try:
-        data = path.read_bytes()[: TICKET_MAX + 1]
-        text = data.decode("utf-8")
-        table = tomllib.loads(text)
-    except OSError as error:
-        raise ConfigError(f"--ticket: cannot read {path}: {error.strerror}", "name a ticket's file") from None
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(f"--ticket: {path} is not TOML: {error}", "name a ticket as the gateway made it") from None
-    if len(data) > TICKET_MAX:
-        raise ConfigError(f"--ticket: {path} has more than {TICKET_MAX} bytes", "name a ticket as the gateway made it")
-    missing = [key for key in _TICKET_KEYS if key not in table]
-    if missing:
-        raise ConfigError(f"--ticket: {path} has no `{missing[0]}`", "name a ticket as the gateway made it")
-    return text
+    """A ticket's text, once it is known to be one. Raises `ConfigError`."""
+    load_ticket(path)
+    return path.read_text("utf-8")
 
 
 def read_ssh_key(path: Path) -> str:
