@@ -1,0 +1,1 @@
+"""What a broker can and cannot do for a fleet, tried out on it."""
