@@ -92,7 +92,7 @@ def compose(plan: Plan) -> list[Wanted]:
     }
     return [
         Wanted(plan.etc / "compose.yaml", template("compose.yaml").substitute(values)),
-        Wanted(plan.etc / "broker.sh", template("broker.sh").substitute(), mode=0o755),
+        Wanted(plan.etc / "broker.sh", template("broker.sh").template, mode=0o755),
     ]
 
 

@@ -201,9 +201,8 @@ def test_a_revoked_certificate_is_refused_ten_seconds_later(gateway):
 
 def test_the_gateway_ends_a_devices_session(gateway):
     """By taking it over: on the services' listener client ids are free."""
-    with gateway.device("gone") as device:
-        with gateway.service("aggregator", client_id="gone"):
-            assert device.wait(lambda: device.ended)
+    with gateway.device("gone") as device, gateway.service("aggregator", client_id="gone"):
+        assert device.wait(lambda: device.ended)
     assert "Client gone already connected, closing old connection" in gateway.log("broker")
 
 
