@@ -4,7 +4,7 @@ import sys
 import time
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -91,6 +91,45 @@ def simulate(
         as_json=as_json,
     )
     raise typer.Exit(simulate_command(options))
+
+
+@app.command()
+def doctor(
+    broker: Annotated[
+        str, typer.Option(help="mqtt://HOST[:PORT], or mqtts://HOST[:PORT] with TLS; user@ before HOST.")
+    ],
+    ca: Annotated[
+        Path | None, typer.Option(help="The authority of the broker's certificate; the system's if none.")
+    ] = None,
+    cert: Annotated[Path | None, typer.Option(help="Our certificate, PEM. Not one that a running device uses.")] = None,
+    key: Annotated[Path | None, typer.Option(help="Its key, PEM.")] = None,
+    topic: Annotated[
+        str | None, typer.Option(help="Below which topic to try; anabranch-doctor/USER unless told.")
+    ] = None,
+    queue: Annotated[int, typer.Option(min=10, max=100_000, help="Messages to try the queue with.")] = 3000,
+    mqtt_version: Annotated[
+        Literal["5", "3.1.1"] | None, typer.Option(help="Only this one; else what there is.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON; progress goes to stderr.")] = False,
+) -> None:
+    """Try out what a broker can do for a fleet: what works, what does not, what that means, and what to do.
+
+    It clears away what it leaves. Ends with 1 where something fails. A password comes from ANABRANCH_BROKER__PASSWORD.
+    """
+    from anabranch.doctor.command import doctor_command
+
+    raise typer.Exit(
+        doctor_command(
+            broker,
+            ca=ca,
+            certificate=cert,
+            key=key,
+            topic=topic,
+            queue=queue,
+            version=mqtt_version,
+            as_json=as_json,
+        )
+    )
 
 
 def main() -> None:

@@ -75,7 +75,7 @@ class Probe:
         self.messages: list[Said] = []
         self.ended = ""  # why the broker ended the connection
         self._answers: dict[int, int] = {}
-        self._granted: dict[int, list[int]] = {}
+        self._granted: dict[int, list[int | None]] = {}
         self._connack: Any = None
         five = version == "5"
         self._client = Client(
@@ -139,10 +139,10 @@ class Probe:
 
     def subscribe(self, text: str, qos: int = 1) -> int | None:
         """The granted QoS, 128 and more for a refusal, None without an answer."""
-        options: Any = SubscribeOptions(qos=qos) if self.version == "5" else qos  # type: ignore[no-untyped-call]
+        options: Any = SubscribeOptions(qos=qos) if self.version == "5" else qos
         _, mid = self._client.subscribe((text, options) if self.version == "5" else (text, qos))
         self.wait(lambda: mid in self._granted)
-        return self._granted.get(mid or -1, [None])[0]  # type: ignore[list-item]
+        return self._granted.get(mid or -1, [None])[0]
 
     def publish(self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False) -> int | None:
         """Publish and wait: the broker's reason code (0 to 127 is success), None without an answer."""

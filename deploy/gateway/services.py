@@ -47,7 +47,6 @@ def program(plan: Plan) -> Path:
 def _values(plan: Plan) -> dict[str, object]:
     package = str(__package__).partition(".")[0]
     return {
-        "mosquitto": mosquitto(),
         "program": program(plan),
         "python": sys.executable,
         "package": package,
@@ -72,8 +71,14 @@ def sysusers(plan: Plan) -> Wanted:
 
 def units(plan: Plan) -> list[Wanted]:
     """The units' files. Raises `ConfigError` where a program is missing."""
+    mosquitto()
     values = _values(plan)
-    return [Wanted(plan.units / name, template(name).substitute(values)) for name in UNITS]
+    return [supervisor(plan), *(Wanted(plan.units / name, template(name).substitute(values)) for name in UNITS)]
+
+
+def supervisor(plan: Plan) -> Wanted:
+    """The script that runs a broker, and keeps of its log what a person wants."""
+    return Wanted(plan.etc / "broker.sh", template("broker.sh").template, mode=0o755)
 
 
 def compose(plan: Plan) -> list[Wanted]:
@@ -92,7 +97,7 @@ def compose(plan: Plan) -> list[Wanted]:
     }
     return [
         Wanted(plan.etc / "compose.yaml", template("compose.yaml").substitute(values)),
-        Wanted(plan.etc / "broker.sh", template("broker.sh").template, mode=0o755),
+        supervisor(plan),
     ]
 
 

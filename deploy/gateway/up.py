@@ -117,8 +117,12 @@ def _needs(plan: Plan, unit: str) -> set[Path]:
     """The files that a service reads only when it starts."""
     mosquitto, aggregator = plan.etc / "mosquitto", plan.pki / "services/aggregator.pem"
     read = {
-        "anabranch-broker.service": {mosquitto / "broker.conf"},
-        "anabranch-enrollment.service": {mosquitto / "enrollment.conf", plan.pki / "services/enrollment.pem"},
+        "anabranch-broker.service": {mosquitto / "broker.conf", plan.etc / "broker.sh"},
+        "anabranch-enrollment.service": {
+            mosquitto / "enrollment.conf",
+            plan.etc / "broker.sh",
+            plan.pki / "services/enrollment.pem",
+        },
         "anabranch-gateway.service": {plan.config, aggregator},
     }
     return {plan.units / unit} | read.get(unit, set())
@@ -136,7 +140,7 @@ def by_hand(plan: Plan) -> list[str]:
     if plan.installed:
         return ["systemctl daemon-reload", f"systemctl enable --now {' '.join(STARTED)}"]
     return [
-        f"mosquitto -c {plan.etc / 'mosquitto/broker.conf'}",
-        f"mosquitto -c {plan.etc / 'mosquitto/enrollment.conf'}",
+        f"sh {plan.etc / 'broker.sh'} {plan.etc / 'mosquitto/broker.conf'}",
+        f"sh {plan.etc / 'broker.sh'} {plan.etc / 'mosquitto/enrollment.conf'}",
         f"broker-aggregator run --config {plan.config}",
     ]

@@ -67,7 +67,7 @@ class Gateway:
 
     def start(self, name: str) -> None:
         """`broker`, `enrollment` or `aggregator`; returns when it answers."""
-        command = ["mosquitto", "-c", str(self.etc / "mosquitto" / f"{name}.conf")]
+        command = ["/bin/sh", str(self.etc / "broker.sh"), str(self.etc / "mosquitto" / f"{name}.conf")]
         if name == "aggregator":
             command = [sys.executable, "-m", "broker_aggregator", "run", "-c", str(self.etc / "gateway.toml")]
         with (self.root / f"{name}.log").open("ab") as log:
@@ -87,8 +87,9 @@ class Gateway:
             self.start(name)
 
     def kill(self, name: str, number: signal.Signals = signal.SIGKILL) -> None:
+        """The program itself; the script that runs a broker ends with it."""
         process = self.processes.pop(name)
-        process.send_signal(number)
+        os.kill(process.pid if name == "aggregator" else mosquitto_below(process.pid), number)
         process.wait(20)
 
     def stop(self) -> None:
@@ -137,6 +138,18 @@ class Gateway:
         """Someone with a ticket, or without one."""
         where = Where("localhost", self.enroll_port, self.tls(), username=name)
         return Probe(where, options.pop("client_id", f"claim-{name}"), **options)
+
+
+def mosquitto_below(pid: int) -> int:
+    """The broker that a script has started, at whatever depth."""
+    found, todo = [], [pid]
+    while todo:
+        one = todo.pop()
+        below = [int(child) for child in Path(f"/proc/{one}/task/{one}/children").read_text().split()]
+        found += [child for child in below if Path(f"/proc/{child}/comm").read_text().strip() == "mosquitto"]
+        todo += below
+    (broker,) = found
+    return broker
 
 
 @contextmanager
