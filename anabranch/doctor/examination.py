@@ -10,6 +10,13 @@ from anabranch.doctor.findings import Finding
 from anabranch.doctor.lab import Lab
 from anabranch.doctor.probe import Probe, RefusedError, Version, Where
 
+DISK = Finding(
+    "the broker's disk",
+    "unknown",
+    "what it keeps over a crash cannot be seen from here",
+    "nothing of a fleet rests on it: devices and gateway say everything again; with it they say less",
+    "mosquitto: `persistence true` and `autosave_interval 30`; by default it writes every half an hour",
+)
 HELLO_S = 5.0  # amqtt leaves an MQTT 5 CONNECT without an answer
 
 
@@ -57,6 +64,7 @@ def examine(orders: Orders, now: dt.datetime, say: Callable[[str], None]) -> Ite
         ("others' topics", lambda: border.others(lab)),
         ("$SYS", lambda: border.system_topics(lab)),
         ("clock", lambda: border.clock(lab, now)),
+        ("the broker's disk", lambda: [DISK]),
     ]
     try:
         for name, check in checks:
