@@ -64,7 +64,9 @@ def _system_tls(certificate: Path | None, key: Path | None) -> ssl.SSLContext:
 
 def _user(where: Where, certificate: Path | None) -> str:
     if certificate:
-        names = read_certificate(certificate).subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+        names = read_certificate(certificate.read_bytes(), certificate.name).subject.get_attributes_for_oid(
+            NameOID.COMMON_NAME
+        )
         if names:
             return str(names[0].value)
     return where.username or "anyone"

@@ -14,6 +14,7 @@ from deploy.gateway.plan import Accounts, Plan
 from deploy.gateway.writing import Wanted
 from fl_protocol.certificates import key_pem, load_key, make_key, read_certificate, renew_at
 from fl_protocol.durable import write_durably
+from fl_protocol.errors import ConfigError
 
 BRIDGE = "services/enrollment"
 
@@ -44,7 +45,7 @@ def _bridge(folder: Path, now: dt.datetime) -> list[str]:
         write_durably(key, key_pem(make_key()), mode=0o600)
         made.append(f"{BRIDGE}.key")
     public = load_key(key.read_bytes()).public_key()
-    found = read_certificate(certificate) if certificate.exists() else None
+    found = read_certificate(certificate.read_bytes(), certificate.name) if certificate.exists() else None
     if found and found.public_key() == public and now < renew_at(found) and authority.made(found):
         return made
     issued = authority.certify_client("enrollment", public, now, SERVICE_DAYS)
@@ -79,5 +80,13 @@ def ownership(folder: Path, accounts: Accounts | None) -> list[Wanted]:
 
 def read_names(certificate: Path) -> tuple[str, ...]:
     """Under which names the broker is reached, by its certificate. Raises `ConfigError`."""
-    names = read_certificate(certificate).extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    try:
+        pem = certificate.read_bytes()
+    except OSError as error:
+        raise ConfigError(
+            f"cannot read {certificate}: {error.strerror}", "run `python -m deploy gateway up` again"
+        ) from None
+    names = (
+        read_certificate(pem, certificate.name).extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    )
     return tuple(str(name.value) for name in names)

@@ -6,7 +6,6 @@ from typing import Any
 import tomlkit
 import tomlkit.exceptions
 
-from broker_aggregator.config import GatewayConfig
 from deploy.gateway.brokers import loopback
 from deploy.gateway.plan import COMPOSE_HOST, Plan
 from fl_protocol.errors import ConfigError
@@ -46,7 +45,7 @@ def _ours(plan: Plan) -> dict[str, dict[str, Any]]:
     compose = plan.how == "compose"
     data = Path("/var/lib/anabranch-gateway") if compose else plan.data
     pki = data / "pki"
-    ours: dict[str, dict[str, Any]] = {
+    return {
         "gateway": {"fleet": plan.fleet, "data_dir": str(data)},
         "broker": {
             "host": COMPOSE_HOST if compose else loopback(plan.services_address),
@@ -55,12 +54,10 @@ def _ours(plan: Plan) -> dict[str, dict[str, Any]]:
             "certificate": str(pki / "services/aggregator.pem"),
             "key": str(pki / "services/aggregator.key"),
         },
-    }
-    if "enrollment" in GatewayConfig.__dataclass_fields__:
-        ours["enrollment"] = {
+        "enrollment": {
             "pki": str(pki),
             "host": plan.names[0],
             "port": plan.port,
             "enroll_port": plan.enroll_port,
-        }
-    return ours
+        },
+    }

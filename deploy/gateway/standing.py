@@ -115,9 +115,9 @@ def _listener(plan: Plan, port: int, what: str) -> Finding:
 
 def _certificate(path: Path, now: dt.datetime) -> Finding:
     try:
-        days = (read_certificate(path).not_valid_after_utc - now).days
-    except ConfigError as error:
-        return Finding(path.name, False, error.message)
+        days = (read_certificate(path.read_bytes(), path.name).not_valid_after_utc - now).days
+    except (ConfigError, OSError) as error:
+        return Finding(path.name, False, str(error))
     return Finding(path.name, days > WARN_DAYS, f"valid for {days} days")
 
 

@@ -14,9 +14,10 @@ from pathlib import Path
 from cryptography.hazmat.primitives import serialization
 
 from anabranch.doctor.probe import Probe, Where
-from broker_aggregator.authority import Authority, Revoked
+from broker_aggregator.authority import Authority
 from broker_aggregator.pki import Pki
 from fl_protocol.certificates import key_pem, make_key
+from fl_protocol.durable import write_durably
 from tests.support.mosquitto import accepts, free_port
 from tests.support.waiting import wait_until
 
@@ -35,11 +36,11 @@ def deploy(*arguments: object) -> subprocess.CompletedProcess[str]:
 class Gateway:
     """`gateway up --root FOLDER` on free ports; `start` runs what it wrote."""
 
-    def __init__(self, folder: Path, *options: object) -> None:
+    def __init__(self, folder: Path, *options: object, name: str = NAME) -> None:
         self.root = folder
         self.port, self.enroll_port, self.services_port = free_port(), free_port(), free_port()
         self.options = [
-            *("--fleet", FLEET, "--name", NAME, "--root", folder, "--port", self.port),
+            *("--fleet", FLEET, "--name", name, "--root", folder, "--port", self.port),
             *("--enroll-port", self.enroll_port, "--services-port", self.services_port, "--autosave", 1, *options),
         ]
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
@@ -70,11 +71,7 @@ class Gateway:
         command = ["/bin/sh", str(self.etc / "broker.sh"), str(self.etc / "mosquitto" / f"{name}.conf")]
         if name == "aggregator":
             command = [sys.executable, "-m", "broker_aggregator", "run", "-c", str(self.etc / "gateway.toml")]
-        with (self.root / f"{name}.log").open("ab") as log:
-            process = subprocess.Popen(
-                command, stdout=log, stderr=log, cwd=ROOT, env={**os.environ, "PYTHONUNBUFFERED": "1"}
-            )
-        self.processes[name] = process
+        self.run(name, command)
         ports = {"broker": (self.port, self.services_port), "enrollment": (self.enroll_port,), "aggregator": ()}[name]
         wait_until(lambda: all(accepts(port) for port in ports), 20, f"{name} listens: {self.log(name)}")
         if name == "aggregator":
@@ -82,14 +79,27 @@ class Gateway:
         if name == "enrollment":
             wait_until(lambda: "enrollment.bridge" in self.log("broker"), 20, "the bridge connects")
 
-    def start_all(self) -> None:
-        for name in ("broker", "enrollment", "aggregator"):
-            self.start(name)
+    def run(self, name: str, command: list[str]) -> None:
+        """A program, its words in NAME.log."""
+        with (self.root / f"{name}.log").open("ab") as log:
+            self.processes[name] = subprocess.Popen(command, stdout=log, stderr=log, cwd=ROOT)
+
+    def aggregator(self, *words: object) -> subprocess.CompletedProcess[str]:
+        """`broker-aggregator WORDS --config ...`."""
+        command = [
+            sys.executable,
+            "-m",
+            "broker_aggregator",
+            *map(str, words),
+            "--config",
+            str(self.etc / "gateway.toml"),
+        ]
+        return subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=ROOT)
 
     def kill(self, name: str, number: signal.Signals = signal.SIGKILL) -> None:
         """The program itself; the script that runs a broker ends with it."""
         process = self.processes.pop(name)
-        os.kill(process.pid if name == "aggregator" else mosquitto_below(process.pid), number)
+        os.kill(mosquitto_below(process.pid) if name in ("broker", "enrollment") else process.pid, number)
         process.wait(20)
 
     def stop(self) -> None:
@@ -114,7 +124,8 @@ class Gateway:
 
     def revoke(self, *serials: int, number: int = 2) -> None:
         now = dt.datetime.now(dt.UTC)
-        Pki(self.pki).revoke([Revoked(serial, now) for serial in serials], number, now)
+        crl = self.authority.revocation_list([(serial, now) for serial in serials], number, now)
+        write_durably(self.pki / "crl.pem", crl)
 
     def tls(self, certificate: Path | None = None) -> ssl.SSLContext:
         context = ssl.create_default_context(cafile=str(self.pki / "ca.pem"))
@@ -153,13 +164,13 @@ def mosquitto_below(pid: int) -> int:
 
 
 @contextmanager
-def running(folder: Path, *names: str) -> Iterator[Gateway]:
+def running(folder: Path, *names: str, name: str = NAME) -> Iterator[Gateway]:
     """A gateway of which these run; it is stopped at the end."""
-    gateway = Gateway(folder)
+    gateway = Gateway(folder, name=name)
     gateway.up()
     try:
-        for name in names:
-            gateway.start(name)
+        for program in names:
+            gateway.start(program)
         yield gateway
     finally:
         gateway.stop()

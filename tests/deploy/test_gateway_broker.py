@@ -4,6 +4,7 @@ import datetime as dt
 import signal
 import socket
 import ssl
+import sys
 import time
 
 import pytest
@@ -232,3 +233,35 @@ def test_a_crash_takes_nothing_that_is_older_than_the_autosave(tmp_path):
             aggregator.subscribe(topic("dev/+/twin/desired"))
             assert aggregator.wait(lambda: len(aggregator.messages) >= 20)
             assert {m.topic for m in aggregator.messages} == {topic(name) for name in names}
+
+
+def test_from_a_ticket_to_a_device_that_is_heard_and_out_again(tmp_path):
+    """Real programs: a ticket, an agent on both ports of this gateway, and `device revoke` with the unit's SIGHUP."""
+    with running(tmp_path, "broker", "enrollment", "aggregator", name="localhost") as gateway:
+        done = gateway.aggregator("device", "ticket", ME, "--output", tmp_path / "tickets")
+        assert done.returncode == 0, done.stderr
+        card = tmp_path / "card"
+        (card / "data").mkdir(parents=True)
+        (card / "agent.toml").write_text(
+            f"""
+[enroll]
+ticket = "{tmp_path}/tickets/{ME}.toml"
+directory = "identity"
+[device]
+state_dir = "state"
+[data]
+path = "data"
+[health]
+state_s = 0.0
+"""
+        )
+        gateway.run("agent", [sys.executable, "-m", "edge_agent", "run", "--config", str(card / "agent.toml")])
+        wait_until(lambda: f"{ME} has enrolled" in gateway.log("aggregator"), 60, "the device is heard")
+        with gateway.service("monitor") as monitor:
+            monitor.subscribe(topic(f"dev/{ME}/state"))
+            assert monitor.wait(lambda: monitor.messages)
+        began = time.monotonic()
+        assert gateway.aggregator("device", "revoke", ME).returncode == 0
+        gateway.reload()
+        wait_until(lambda: "CERTIFICATE_REVOKED" in gateway.log("agent"), 10, "the device is out")
+        assert time.monotonic() - began < 10

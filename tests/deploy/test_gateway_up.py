@@ -144,7 +144,7 @@ os.setgroups([])
 os.setgid(grp.getgrnam(account).gr_gid)
 os.setuid(pwd.getpwnam(account).pw_uid)
 os.umask(0o027)
-Pki(pathlib.Path(folder)).revoke([], 2, datetime.datetime.now(datetime.UTC))
+Pki(pathlib.Path(folder)).revoke([], 1_800_000_000_000)
 """
 
 
@@ -226,11 +226,11 @@ def test_certificates_that_are_due_are_renewed(gateway):
     """By the timer's command; what is not due stays as it is."""
     gateway.up()
     assert json.loads(deploy("gateway", "renew", "--root", gateway.root, "--json").stdout)["made"] == []
-    serial = read_certificate(gateway.pki / "ca.pem").serial_number
+    serial = read_certificate((gateway.pki / "ca.pem").read_bytes(), "ca.pem").serial_number
     (gateway.pki / "services/monitor.pem").unlink()
     made = json.loads(deploy("gateway", "renew", "--root", gateway.root, "--json").stdout)["made"]
     assert made == ["services/monitor.pem"]
-    assert read_certificate(gateway.pki / "ca.pem").serial_number == serial
+    assert read_certificate((gateway.pki / "ca.pem").read_bytes(), "ca.pem").serial_number == serial
 
 
 def test_a_compose_project_has_the_same_parts(gateway):
