@@ -81,13 +81,13 @@ def supervisor(plan: Plan) -> Wanted:
     return Wanted(plan.etc / "broker.sh", template("broker.sh").template, mode=0o755)
 
 
-def compose(plan: Plan) -> list[Wanted]:
-    """The compose project's files."""
+def compose(plan: Plan, *, dry_run: bool = False) -> list[Wanted]:
+    """The compose project's files; the accounts have to be there, but for a dry run. Raises `ConfigError`."""
     values = {
         "port": plan.port,
         "enroll_port": plan.enroll_port,
-        "broker_ids": _ids(plan.accounts.broker),
-        "gateway_ids": _ids(plan.accounts.gateway),
+        "broker_ids": _ids(plan.accounts.broker, guess=dry_run),
+        "gateway_ids": _ids(plan.accounts.gateway, guess=dry_run),
         "broker_memory_mb": plan.memory_mb + TLS_MB,
         "enrollment_memory_mb": ENROLLMENT_MEMORY_MB + TLS_MB,
         "etc": plan.etc,
@@ -101,5 +101,10 @@ def compose(plan: Plan) -> list[Wanted]:
     ]
 
 
-def _ids(account: str) -> str:
-    return f"{user_id(account)}:{group_id(account)}"
+def _ids(account: str, *, guess: bool = False) -> str:
+    try:
+        return f"{user_id(account)}:{group_id(account)}"
+    except ConfigError:
+        if guess:
+            return account
+        raise

@@ -34,7 +34,7 @@ def bring_up(plan: Plan, now: dt.datetime, say: Say, *, dry_run: bool = False, s
     if plan.installed and os.geteuid() != 0 and not dry_run:
         raise ConfigError("only root can set up this machine", "`sudo`, or look first with --dry-run")
     outcome = Outcome()
-    rest = _files(plan)  # all that can be refused, before anything is written
+    rest = _files(plan, dry_run)  # all that can be refused, before anything is written
     say("accounts")
     accounts = _accounts(plan, outcome, dry_run)
     say("certificates")
@@ -71,10 +71,11 @@ def _accounts(plan: Plan, outcome: Outcome, dry_run: bool) -> Accounts | None:
     outcome.changes += apply([sysusers(plan)], dry_run=dry_run)
     if not dry_run:
         run(["systemd-sysusers", str(sysusers(plan).path)])
+        user_id(plan.accounts.broker), user_id(plan.accounts.gateway)
     return plan.accounts
 
 
-def _files(plan: Plan) -> Callable[[], list[Wanted]]:
+def _files(plan: Plan, dry_run: bool) -> Callable[[], list[Wanted]]:
     """What is written but for certificates; with compose the accounts' numbers have to be there first."""
     brokers = [
         Wanted(plan.etc / "mosquitto" / name, text, mode=0o640 if name == "enrollment.conf" else 0o644)
@@ -82,7 +83,7 @@ def _files(plan: Plan) -> Callable[[], list[Wanted]]:
     ]
     settings = Wanted(plan.config, gateway_toml(plan), mode=0o640)
     services = units(plan) if plan.how == "systemd" else []
-    return lambda: [*brokers, settings, *(services or compose(plan))]
+    return lambda: [*brokers, settings, *(services or compose(plan, dry_run=dry_run))]
 
 
 def _owned(one: Wanted, plan: Plan, accounts: Accounts | None) -> Wanted:

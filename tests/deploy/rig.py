@@ -77,7 +77,7 @@ class Gateway:
         if name == "aggregator":
             wait_until(lambda: "connected (MQTT" in self.log(name), 30, "the aggregator connects")
         if name == "enrollment":
-            wait_until(lambda: "enrollment.bridge" in self.log("broker"), 20, "the bridge connects")
+            wait_until(lambda: "enrollment.bridge" in self.log("broker"), 40, "the bridge connects")
 
     def run(self, name: str, command: list[str]) -> None:
         """A program, its words in NAME.log."""

@@ -136,7 +136,7 @@ def test_only_their_owners_read_the_keys(gateway):
 
 
 REVOKE = """\
-import datetime, grp, os, pathlib, pwd, sys
+import datetime, grp, os, pathlib, pwd, sys, time
 from broker_aggregator.pki import Pki
 folder, account = sys.argv[1:]
 Pki(pathlib.Path(folder)).authority.revocation_list([], 2, datetime.datetime.now(datetime.UTC))  # imports
@@ -144,7 +144,7 @@ os.setgroups([])
 os.setgid(grp.getgrnam(account).gr_gid)
 os.setuid(pwd.getpwnam(account).pw_uid)
 os.umask(0o027)
-Pki(pathlib.Path(folder)).revoke([], 1_800_000_000_000)
+Pki(pathlib.Path(folder)).revoke([], time.time_ns() // 10**6)
 """
 
 

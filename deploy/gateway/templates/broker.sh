@@ -6,7 +6,11 @@
 set -eu
 conf=$1
 pki=$(sed -n 's/^cafile \(.*\)\/ca.pem$/\1/p' "$conf" | head -n 1)
-chatter='^([0-9]+: )?(((Received|Sending) [A-Z]+ |	|(No )?[Ww]ill message |[^ ]+ [012] fl/1/[^/]+/(task|gw)/)|([^ ]+) [012] fl/1/[^/]+/dev/\7/)'
+chatter='^([0-9]+: )?((Received|Sending) [A-Z]+ |	|(No )?[Ww]ill message )'
+case $conf in
+*enrollment.conf) ;; # nobody there has topics that are in order but its claim's
+*) chatter="$chatter|^([0-9]+: )?[^ ]+ [012] fl/1/[^/]+/(task|gw)/|^([0-9]+: )?([^ ]+) [012] fl/1/[^/]+/dev/\\8/" ;;
+esac
 
 state() { cat "$pki/crl.pem" "$pki/server.pem" | cksum; }
 seen=$(state)
