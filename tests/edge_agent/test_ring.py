@@ -423,11 +423,12 @@ def test_the_ring_is_a_source(bench: Bench) -> None:
     dataset = source.load(SPEC)
     assert (len(dataset.train), len(dataset.validation)) == (90, 10)
     assert (dataset.train.x.dtype, dataset.train.y.dtype) == (np.float32, np.int64)
-    assert dataset.newest[0, 0, 0] == 99
+    assert dataset.newest[0, 0, 0] == source.newest(SPEC)[0, 0, 0] == 99
     assert source.load(SPEC) is dataset
     ring.see(np.full(FORM.shape, 7, np.float32))
-    assert source.load(SPEC).train is dataset.train
-    assert source.load(SPEC).newest[0, 0, 0] == 7
+    assert source.load(SPEC) is dataset
+    assert source.newest(SPEC).shape == (1, 2, 3)
+    assert source.newest(SPEC)[0, 0, 0] == 7
     put(ring, 100)
     ring.flush()
     assert len(source.load(SPEC).train) == 91
