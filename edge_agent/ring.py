@@ -125,25 +125,28 @@ class Ring:
     # --- reading ---
 
     def read(self, max_bytes: int) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Features (n, *shape) float32 and labels (n,) float64 in time order: the newest that fit, none too old."""
+        """Features (n, *shape) float32 and labels (n,) float64 in time order: the newest that fit, none too old.
+
+        Nobody who appends waits for it. Raises `ConfigError`.
+        """
+        row, wanted, total = self.form.dtype.itemsize, [], 0
         with self._lock, self._usable():
             self._expire()
-            row = self.form.dtype.itemsize
-            wanted, total = [], 0
             for segment in reversed(self._segments):
                 if total and (total + segment.count) * row > max_bytes:
                     break
                 wanted.append(segment)
                 total += segment.count
-            x, y = np.empty((total, *self.form.shape), np.float32), np.empty(total)
-            times, end = np.empty(total), total
+        x, y = np.empty((total, *self.form.shape), np.float32), np.empty(total)
+        times, end = np.empty(total), total
+        with self._usable():
             for segment in wanted:  # the newest first, each into its place, so that two copies never meet
                 records = self._records(segment)
                 at = slice(end - len(records), end)
                 x[at], y[at], times[at] = records["x"], records["y"], records["t"]
                 end -= len(records)
-            first = max(self._first_young(times[end:]) + end, total - max(1, max_bytes // row))
-            return x[first:], y[first:]
+        first = max(self._first_young(times[end:]) + end, total - max(1, max_bytes // row))
+        return x[first:], y[first:]
 
     def held(self) -> Held:
         """What is on the disk."""
@@ -277,8 +280,11 @@ class Ring:
         return int(old.nonzero()[0][-1]) + 1 if old.any() else 0
 
     def _records(self, segment: Segment) -> NDArray[Any]:
-        """Its records; none where flash has gone bad since the start."""
-        read = read_records(self._files.read(self.directory / segment.name))
+        """Its records; none where flash has gone bad since the start, or where it went out meanwhile."""
+        try:
+            read = read_records(self._files.read(self.directory / segment.name))
+        except FileNotFoundError:
+            read = None
         return np.empty(0, self.form.dtype) if read is None or read[0] != self.form else read[1]
 
     def _usable(self) -> Usable:

@@ -23,7 +23,7 @@ from edge_agent.inference import Predictor
 from edge_agent.leaving import check_leaving
 from edge_agent.notify import Notifier
 from edge_agent.objects import Objects
-from edge_agent.sources import InputSpec, Source
+from edge_agent.sources import InputSpec, Source, Watching
 from edge_agent.sources.checks import told
 from edge_agent.storage import Database
 from edge_agent.worker import Worker
@@ -220,7 +220,8 @@ class Service:
                 predictor = None
                 predictor = self._make_predictor(effect.bundle, effect.vector, effect.personal)
                 self._predictors[effect.task] = effect.version, effect.personal, predictor
-            newest = self._source.load(InputSpec.of(effect.bundle)).newest
+            spec, source = InputSpec.of(effect.bundle), self._source
+            newest = source.newest(spec) if isinstance(source, Watching) else source.load(spec).newest
             guess = predictor.predict(newest)
             if not effect.bundle.labels and not self._tell_numbers:  # it may be close to what was measured
                 log.debug("%s: the model says %s", effect.task, guess.label)

@@ -2,14 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fl_protocol.bundle import Bundle
 
-__all__ = ["Dataset", "Examples", "InputSpec", "Source"]
+__all__ = ["Dataset", "Examples", "InputSpec", "Source", "Watching"]
 
 
 @dataclass(frozen=True)
@@ -63,3 +63,11 @@ class Source(Protocol):
 
     def load(self, spec: InputSpec) -> Dataset:
         """The examples of now; quick when nothing changed. Raises `ConfigError` saying what to mend."""
+
+
+@runtime_checkable
+class Watching(Protocol):
+    """A source that knows the newest example without reading the others."""
+
+    def newest(self, spec: InputSpec) -> NDArray[Any]:
+        """Of shape (1, *x_shape). Raises `ConfigError` as `Source.load` does."""

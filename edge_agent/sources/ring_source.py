@@ -3,8 +3,10 @@
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edge_agent.ring import Ring
 from edge_agent.ring_files import Held
@@ -34,11 +36,13 @@ class RingSource:
                 self._dataset = None  # the old examples go before the new ones come: one copy in memory
                 self._dataset = self._read(spec)
                 self._stamp = stamp
-            newest = self._ring.newest
-            if newest is None:
-                return self._dataset
-            shaped = newest.reshape(1, *spec.x_shape).astype(spec.x_dtype)
-            return Dataset(self._dataset.train, self._dataset.validation, shaped)
+            return self._dataset
+
+    def newest(self, spec: InputSpec) -> NDArray[Any]:
+        """The last window that sensors made, labelled or not; else the last example. Raises as `load` does."""
+        check_shape(self._ring.directory, self._ring.form.shape, spec)
+        seen = self._ring.newest
+        return self.load(spec).newest if seen is None else seen.reshape(1, *spec.x_shape).astype(spec.x_dtype)
 
     def summary(self) -> str:
         """How much there is on the disk."""

@@ -123,7 +123,8 @@ def test_numbers_become_examples_that_training_reads(opened: Data, house: House,
         house.say("fan/sensor/rms/state", number)
     wait_until(lambda: len(examples(opened)) == 10, 10, "ten examples")
     np.testing.assert_array_equal(examples(opened).ravel(), np.arange(40))
-    assert opened.source.load(SPEC).newest.tolist() == [[[36, 37, 38, 39]]]
+    assert opened.forgettable
+    assert opened.forgettable.newest(SPEC).tolist() == [[[36, 37, 38, 39]]]
     assert look(tmp_path / "state/ring").examples == 10
     assert (tmp_path / "state/ring").stat().st_mode & 0o077 == 0
     wait_until(lambda: heard(opened)["messages"] == 42, 10, "all messages")
