@@ -145,7 +145,9 @@ def test_a_device_cannot_write_anothers_topics_nor_read_them(engine: Engine) -> 
 
 def test_training_goes_on_without_those_that_are_hurt_and_they_come_back(engine: Engine, name: str) -> None:
     for verb, member in (("kill", "fan-20"), ("pause", "fan-45"), ("partition", "fan-75")):
-        assert json.loads(deploy(verb, member, "--name", name, "--json").stdout)["changed"] == {member: True}
+        done = deploy(verb, member, "--name", name, "--json")
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["changed"] == {member: True}
     states = {m["id"]: m["state"] for m in fleet_status(engine)["members"]}
     assert states == {
         "broker": "running",
