@@ -25,7 +25,7 @@ from broker_aggregator.fleet import Certificate, Claim, Device
 from fl_protocol.enrolling import is_proven, verify_renewal
 from fl_protocol.errors import Code, ConfigError, ProtocolError
 from fl_protocol.messages import Certified, Enroll, Renew
-from fl_protocol.topics import Kind
+from fl_protocol.topics import Kind, build
 
 if TYPE_CHECKING:
     from broker_aggregator.coordinator import Coordinator
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 WAIT_S = 30  # until a device that waits for approval asks again
 REFUSED_S = 3600
 NO_KEY = "0" * 64
+RESERVED = frozenset({"aggregator", "operator", "monitor", "enrollment", "root", "localhost"})  # user names
+RESERVED_BEGINNINGS = ("gateway-", "op-")  # of client ids
 
 
 @dataclass(frozen=True)
@@ -165,9 +167,9 @@ class Enrollment:
         """A new claim for a device. Raises `ConfigError` for a device that is there already, unless `again`."""
         try:
             str(at.say.topic(Kind.ENROLL, claim=name))
-            str(at.say.topic(Kind.STATE, device=device))
         except ProtocolError as error:
             raise ConfigError(error.message, "ids are 1..64 of a-z, 0-9 and -") from None
+        check_device_name(device)
         if device in at.fleet.devices and not again:
             raise ConfigError(
                 f"there is a device {device} already", "--again lets a card that was flashed anew take its place"
@@ -210,6 +212,20 @@ class Enrollment:
     def revocations(self) -> WriteRevocations:
         """What the broker has to know."""
         return WriteRevocations(tuple(c for c in self.certificates.values() if c.revoked_ms))
+
+
+def check_device_name(name: str) -> None:
+    """Raises `ConfigError` for what is no id, and for one by which a device could speak for the gateway.
+
+    The broker takes the name in a certificate for user name and client id: a device called `aggregator` would have its
+    rights, and one called `gateway-farm` its session.
+    """
+    try:
+        build(Kind.STATE, "fleet", device=name)
+    except ProtocolError as error:
+        raise ConfigError(error.message, "a device's id is 1..64 of a-z, 0-9 and -") from None
+    if name in RESERVED or name.startswith(RESERVED_BEGINNINGS):
+        raise ConfigError(f"no device may be called {name}: the gateway's own programs are", "give it another id")
 
 
 def _issued(one: Certificate) -> Certified:

@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from broker_aggregator.aggregation.recipes import make_server_optimizer, settled
-from broker_aggregator.enrollment import Enrollment
+from broker_aggregator.enrollment import Enrollment, check_device_name
 from broker_aggregator.events import (
     Asked,
     Clear,
@@ -322,13 +322,10 @@ def task_delete(at: Coordinator, arguments: Mapping[str, object], _: Bundle | No
 def device_allow(at: Coordinator, arguments: Mapping[str, object], _: Bundle | None, now: float) -> Iterator[Effect]:
     """Let a device take part, by its public key; a known one gets the new key and is no longer revoked."""
     name, key = _text(arguments, "device"), _text(arguments, "public_key")
+    check_device_name(name)
     try:
-        topic = at.say.topic(Kind.STATE, device=name)
-        str(topic)
         if len(bytes.fromhex(key)) != 32:
             raise ValueError
-    except ProtocolError as error:
-        raise ConfigError(error.message, "a device's id is 1..64 of a-z, 0-9 and -") from None
     except ValueError:
         raise ConfigError(
             f"public_key of {name} is not 64 hexadecimal digits", "`edge-agent identity` on the device prints it"

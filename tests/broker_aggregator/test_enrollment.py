@@ -331,3 +331,12 @@ def test_claims_and_certificates_survive_a_restart(house, tmp_path: Path) -> Non
     loaded = SqliteStore(tmp_path / "s.sqlite").load(0.0)
     assert loaded.claims == house.enrollment.claims
     assert loaded.certificates == house.enrollment.certificates
+
+
+@pytest.mark.parametrize(
+    "name", ["aggregator", "operator", "monitor", "enrollment", "gateway-farm", "op-1", "Fan", "a/b"]
+)
+def test_names_that_are_not_a_devices(house, name) -> None:
+    """The broker takes the name in a certificate for who it is: none may be the gateway's."""
+    assert house.ask("device-ticket", device=name, claim=CLAIM, hours=1)[0].status == "failed"
+    assert house.ask("device-allow", device=name, public_key="0" * 64)[0].status == "failed"

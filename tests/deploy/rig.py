@@ -26,10 +26,14 @@ FLEET = "plant"
 NAME = "gw.local"
 
 
-def deploy(*arguments: object) -> subprocess.CompletedProcess[str]:
+def deploy(*arguments: object, timeout: float = 60) -> subprocess.CompletedProcess[str]:
     """`python -m deploy`, as a person runs it."""
     return subprocess.run(
-        [sys.executable, "-m", "deploy", *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, timeout=60
+        [sys.executable, "-m", "deploy", *map(str, arguments)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
     )
 
 
