@@ -110,8 +110,9 @@ def _start_units(plan: Plan, outcome: Outcome) -> None:
     if stale:
         run(["systemctl", "restart", *stale])
     run(["systemctl", "start", *STARTED])
-    if any(path.suffix in (".acl", ".pem") for path in changed):
-        run(["systemctl", "reload", "anabranch-broker.service", "anabranch-enrollment.service"])
+    brokers = [name for name in STARTED[:2] if name not in stale]
+    if brokers and any(path.suffix in (".acl", ".pem") for path in changed):
+        run(["systemctl", "reload", *brokers])
 
 
 def _needs(plan: Plan, unit: str) -> set[Path]:
