@@ -40,7 +40,7 @@ WAYS: Mapping[str, Mapping[str, str]] = {
 # fleet -> (share and slowness of the second and third tier; the first has the rest), hours of each way
 FLEETS: Mapping[str, tuple[tuple[float, float], tuple[float, float], Mapping[str, float]]] = {
     "100, 200, 400 s": ((0.333, 2.0), (0.333, 4.0), {ALL: 8, FIRST: 8, ASYNC: 5}),
-    "30 % are 15 to 40 times slower": ((0.15, 15.0), (0.15, 40.0), {ALL: 70, FIRST: 20, ASYNC: 6}),
+    "30 % are 15 to 40 times slower": ((0.15, 15.0), (0.15, 40.0), {ALL: 70, FIRST: 4, ASYNC: 5}),
 }
 
 
