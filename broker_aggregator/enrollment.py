@@ -21,7 +21,7 @@ from broker_aggregator.events import (
     Send,
     WriteRevocations,
 )
-from broker_aggregator.fleet import Certificate, Claim, Device
+from broker_aggregator.fleet import Allowance, Certificate, Claim, Device
 from fl_protocol.enrolling import is_proven, verify_renewal
 from fl_protocol.errors import Code, ConfigError, ProtocolError
 from fl_protocol.messages import Certified, Enroll, Renew
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 WAIT_S = 30  # until a device that waits for approval asks again
 REFUSED_S = 3600
+HOUR_MS = 3_600_000
+FORGOTTEN_MS = 30 * 24 * HOUR_MS
 NO_KEY = "0" * 64
 RESERVED = frozenset({"aggregator", "operator", "monitor", "enrollment", "root", "localhost"})  # user names
 RESERVED_BEGINNINGS = ("gateway-", "op-")  # of client ids
@@ -65,6 +67,7 @@ class Enrollment:
     admission: Admission = field(default_factory=Admission)
     claims: dict[str, Claim] = field(default_factory=dict)
     certificates: dict[str, Certificate] = field(default_factory=dict)  # by serial number, hex
+    refusals: Allowance = field(default_factory=Allowance)  # of strangers, all together
 
     # --- what devices ask ---
 
@@ -75,6 +78,9 @@ class Enrollment:
             key = self._key(request.csr)
             answer = yield from self._claimed(at, claim, request, key, now_ms)
         except Rejected as refused:
+            if self.refusals.is_spent(now_ms / 1000):
+                return  # a flood costs nothing but its reading
+            self.refusals.take()
             yield Note("warning", f"{refused.code}: claim {claim}: {refused.why}")
             answer = _refusal(key, refused)
             if (known := self.claims.get(claim)) is not None:
@@ -162,9 +168,12 @@ class Enrollment:
     # --- what the operator asks ---
 
     def claim(
-        self, at: "Coordinator", name: str, device: str, expires_ms: int, hardware: str, *, again: bool
+        self, at: "Coordinator", name: str, device: str, now_ms: int, hours: int, hardware: str, *, again: bool
     ) -> Iterator[Effect]:
-        """A new claim for a device. Raises `ConfigError` for a device that is there already, unless `again`."""
+        """A new claim for a device. Raises `ConfigError` for a device that is there already, unless `again`.
+
+        Tickets that nobody used are forgotten a month after they expired.
+        """
         try:
             str(at.say.topic(Kind.ENROLL, claim=name))
         except ProtocolError as error:
@@ -174,10 +183,11 @@ class Enrollment:
             raise ConfigError(
                 f"there is a device {device} already", "--again lets a card that was flashed anew take its place"
             )
-        for other in [c for c in self.claims.values() if c.device == device]:
-            del self.claims[other.id]  # one ticket a device: the one before is void
-            yield RemoveClaim(other.id)
-        self.claims[name] = Claim(id=name, device=device, expires_ms=expires_ms, hardware=hardware)
+        for other in list(self.claims.values()):
+            if other.device == device or (not other.key and now_ms > other.expires_ms + FORGOTTEN_MS):
+                del self.claims[other.id]  # one ticket a device: the one before is void
+                yield RemoveClaim(other.id)
+        self.claims[name] = Claim(id=name, device=device, expires_ms=now_ms + hours * HOUR_MS, hardware=hardware)
         yield SaveClaim(self.claims[name])
 
     def approve(self, name: str) -> Iterator[Effect]:

@@ -369,7 +369,8 @@ def device_ticket(at: Coordinator, arguments: Mapping[str, object], now_ms: int)
         at,
         _text(arguments, "claim"),
         _text(arguments, "device"),
-        now_ms + hours * 3_600_000,
+        now_ms,
+        hours,
         hardware,
         again=arguments.get("again") is True,
     )

@@ -25,6 +25,7 @@ from broker_aggregator.events import (
     Send,
     WriteRevocations,
 )
+from broker_aggregator.fleet import REFUSALS
 from broker_aggregator.pki import Pki, make_pki
 from broker_aggregator.store import SqliteStore
 from fl_protocol.certificates import PrivateKey, check_issued, fingerprint, make_key, make_request
@@ -340,3 +341,20 @@ def test_names_that_are_not_a_devices(house, name) -> None:
     """The broker takes the name in a certificate for who it is: none may be the gateway's."""
     assert house.ask("device-ticket", device=name, claim=CLAIM, hours=1)[0].status == "failed"
     assert house.ask("device-allow", device=name, public_key="0" * 64)[0].status == "failed"
+
+
+def test_a_flood_of_strangers_is_answered_a_bounded_number_of_times(house) -> None:
+    """What nobody may ask for costs no write after the first few dozen; whoever has a ticket gets in all the same."""
+    told = 0
+    for _ in range(200):
+        told += bool(house.gateway.handle(Claimed("none", request(make_key(), claim="none"), house.now_ms)))
+    assert told == REFUSALS
+    assert house.ticket().claimed(request(make_key()))[0].status == "issued"
+
+
+def test_tickets_that_nobody_used_are_forgotten(house) -> None:
+    """A month after they expired; those that wait for approval are not."""
+    house.ticket(claim="c1", hours=1).ticket(device="fan-2", claim="c2", hours=1)
+    house.now_ms += 32 * 24 * HOUR_MS
+    house.ticket(device="fan-3", claim="c3")
+    assert set(house.enrollment.claims) == {"c3"}
