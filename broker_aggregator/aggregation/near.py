@@ -28,7 +28,8 @@ class Near:
     buffer's median distance, or that of an earlier buffer if it was larger, which fades by `memory` a version: late in
     training most devices have little left to say, and the few that still learn lie far from them. (Without that memory
     the rule cost 1.5 points on clean HAR, and 20 under IPM by 30 %.) Of every device it is remembered how often it was
-    left out, for people to see; nothing follows from it.
+    left out, for people to see; nothing follows from it. A buffer that attackers have most of (less than one in a
+    hundred, or the plan is refused) widens what is ordinary, until it has faded.
     """
 
     def __init__(self, inner: Aggregator, reach: float = 2.0, memory: float = 0.999) -> None:
