@@ -128,60 +128,52 @@ def loss(runs: Sequence[Run], plain: Sequence[float]) -> Estimate | None:
     return estimate([accuracy(run) - value for run, value in zip(runs, plain, strict=True)])
 
 
-def backdoors(trials: Mapping[Case, Trial], options: argparse.Namespace) -> list[list[object]]:
-    """How often the int8 model takes what bears the trigger for the target: with the attack, a row a base."""
+def backdoors(base: str, trials: Mapping[Case, Trial], options: argparse.Namespace) -> list[list[object]]:
+    """How often the int8 model takes what bears the trigger for the target, under the attack."""
     columns = [(rule, share) for share in options.share for rule in options.rule]
-    rows: list[list[object]] = [["the backdoor's success", *(f"{rule}, {share:.0%}" for rule, share in columns)]]
-    for base in options.base:
-        row: list[object] = [base]
-        for rule, share in columns:
-            found = [run.summary.backdoor_success for run in trials[Case(base, rule, "backdoor", share)].runs]
-            row.append(shown(estimate([value for value in found if value is not None]), 100))
-        rows.append(row)
-    return rows
+    row: list[object] = [base]
+    for rule, share in columns:
+        found = [run.summary.backdoor_success for run in trials[Case(base, rule, "backdoor", share)].runs]
+        row.append(shown(estimate([value for value in found if value is not None]), 100))
+    return [["the backdoor's success, %", *(f"{rule}, {share:.0%}" for rule, share in columns)], row]
 
 
-def slow_ones(trials: Mapping[Case, Trial], options: argparse.Namespace) -> list[list[object]]:
+def slow_ones(base: str, trials: Mapping[Case, Trial], options: argparse.Namespace) -> list[list[object]]:
     """Of the updates of honest slow devices: how many came, were refused, and were accepted but left out by `near`."""
-    rows: list[list[object]] = [["honest devices 15 and 40 times slower", "updates", "refused", "left out", "both"]]
-    for base in options.base:
-        for rule in options.rule:
-            for what, hostile in (("without attackers", False), ("under all attacks", True)):
-                chosen = [t for c, t in trials.items() if (c.base, c.rule, bool(c.attack)) == (base, rule, hostile)]
-                slow = [d for t in chosen for run in t.runs for d in run.devices if d.slowness > 1 and not d.attack]
-                refused, left = sum(d.stale + d.rejected for d in slow), sum(d.left_out for d in slow)
-                came = sum(d.accepted + d.stale + d.rejected for d in slow)
-                parts = (refused, left, refused + left)
-                name = f"{base}, {rule}, {what}"
-                rows.append([name, came, *(f"{100 * part / max(1, came):.2f} %" for part in parts)])
+    rows: list[list[object]] = [["honest devices 15 and 40 times slower", "updates", "refused", "left out"]]
+    for rule in options.rule:
+        for what, hostile in (("without attackers", False), ("under all attacks", True)):
+            chosen = [t for c, t in trials.items() if (c.base, c.rule, bool(c.attack)) == (base, rule, hostile)]
+            slow = [d for t in chosen for run in t.runs for d in run.devices if d.slowness > 1 and not d.attack]
+            came = sum(d.accepted + d.stale + d.rejected for d in slow)
+            parts = (sum(d.stale + d.rejected for d in slow), sum(d.left_out for d in slow))
+            rows.append([f"{base}, {rule}, {what}", came, *(f"{100 * part / max(1, came):.2f} %" for part in parts)])
     return rows
 
 
-def plot(trials: Mapping[Case, Trial], options: argparse.Namespace, path: Path) -> None:
-    """What each attack costs, a panel a base, at the largest share of attackers."""
+def plot(base: str, trials: Mapping[Case, Trial], options: argparse.Namespace, path: Path) -> None:
+    """What each attack costs, at the largest share of attackers."""
     import matplotlib as mpl
 
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
-    share = max(options.share)
-    figure, axes = plt.subplots(1, len(options.base), figsize=(5.5 * len(options.base), 5), squeeze=False, sharey=True)
-    for axis, base in zip(axes[0], options.base, strict=True):
-        plain = [accuracy(run) for run in trials[Case(base, MEAN, "", options.share[0])].runs]
-        height = 0.8 / len(options.rule)
-        for place, rule in enumerate(options.rule):
-            found = [loss(trials[Case(base, rule, attack, share)].runs, plain) for attack in options.attack]
-            at = [row + (place - (len(options.rule) - 1) / 2) * height for row in range(len(options.attack))]
-            values = [100 * f.mean if f else 0.0 for f in found]
-            halves = [100 * (f.half_width or 0.0) if f else 0.0 for f in found]
-            axis.barh(at, values, height, xerr=halves, label=rule, error_kw={"linewidth": 0.8})
-        axis.set_yticks(range(len(options.attack)), options.attack)
-        axis.axvline(0, color="black", linewidth=0.8)
-        axis.set_title(base)
-        axis.set_xlabel(f"points against the mean without attackers; {share:.0%} hostile")
-        axis.grid(axis="x", alpha=0.3)
-    axes[0][0].invert_yaxis()
-    axes[0][0].legend(loc="lower left")
+    share, height = max(options.share), 0.8 / len(options.rule)
+    plain = [accuracy(run) for run in trials[Case(base, MEAN, "", options.share[0])].runs]
+    figure, axis = plt.subplots(figsize=(8, 5))
+    for place, rule in enumerate(options.rule):
+        found = [loss(trials[Case(base, rule, attack, share)].runs, plain) for attack in options.attack]
+        at = [row + (place - (len(options.rule) - 1) / 2) * height for row in range(len(options.attack))]
+        values = [100 * f.mean if f else 0.0 for f in found]
+        halves = [100 * (f.half_width or 0.0) if f else 0.0 for f in found]
+        axis.barh(at, values, height, xerr=halves, label=rule, error_kw={"linewidth": 0.8})
+    axis.set_yticks(range(len(options.attack)), options.attack)
+    axis.axvline(0, color="black", linewidth=0.8)
+    axis.set_title(f"{base}, {share:.0%} hostile")
+    axis.set_xlabel("points against the mean without attackers")
+    axis.grid(axis="x", alpha=0.3)
+    axis.invert_yaxis()
+    axis.legend(loc="lower left")
     figure.tight_layout()
     figure.savefig(path, format="png", dpi=110, metadata={"Software": None})  # the same runs, the same bytes
 
@@ -212,15 +204,18 @@ def main() -> int:
         for case in cases(options)
     }
     run_missing(list(trials.values()), options.jobs, lambda line: print(line, file=sys.stderr, flush=True))
-    tables = [table(base, trials, options) for base in options.base]
-    if "backdoor" in options.attack:
-        tables.append(backdoors(trials, options))
-    tables.append(slow_ones(trials, options))
     said = setting("numpy", "onnxruntime")
-    print_result({"setting": said, "tables": tables}, tables, options.json)
+    tables = {base: [table(base, trials, options)] for base in options.base}
+    for base, found in tables.items():
+        if "backdoor" in options.attack:
+            found.append(backdoors(base, trials, options))
+        found.append(slow_ones(base, trials, options))
+    everything = [one for found in tables.values() for one in found]
+    print_result({"setting": said, "tables": everything}, everything, options.json)
     if options.write:
-        write_page(PAGE, {"bench-robust": as_text(tables, said)})
-        plot(trials, options, PAGE.with_name("attacks.png"))
+        for base, found in tables.items():
+            write_page(PAGE, {f"bench-robust-{base}": as_text(found, said)})
+            plot(base, trials, options, PAGE.with_name(f"attacks-{base}.png"))
     return 0
 
 
