@@ -35,8 +35,8 @@ class Rejected(Exception):  # noqa: N818  # an answer, not an error
 class Standing:
     """Where an update meets the task: its plan, the current version, and the norms of what was accepted lately.
 
-    And its device: the base version that it was last accepted from (-1: none), how many of its updates wait, and the
-    oldest version that its tier takes.
+    And its device: the base version that it was last accepted from (-1: none), how many of its updates wait, the
+    oldest version that its tier takes, and how many of its updates may wait.
     """
 
     plan: Plan
@@ -46,6 +46,7 @@ class Standing:
     taken: int = -1
     waiting: int = 0
     since: int = 0
+    room: int = MAX_WAITING
 
 
 Header = Update | Offer  # both say task, base version and fingerprint
@@ -106,7 +107,7 @@ def once_a_version(update: Header, at: Standing) -> None:
 
 def waits_its_turn(_: Header, at: Standing) -> None:
     """One update for this buffer, one for the next: no device can fill the gateway's memory."""
-    if at.waiting >= MAX_WAITING:
+    if at.waiting >= at.room:
         why = f"{at.waiting} updates of this device wait to be counted"
         raise Rejected("deferred", Code.QUOTA, why, min(at.plan.deadline_s, MAX_RETRY_S))
 

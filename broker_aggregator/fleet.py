@@ -146,6 +146,11 @@ class Fleet:
         return known
 
     @property
+    def num_allowed(self) -> int:
+        """How many may take part: those that were revoked may not."""
+        return sum(not d.revoked for d in self.devices.values())
+
+    @property
     def num_active(self) -> int:
         """How many are connected."""
         return sum(d.active for d in self.devices.values())

@@ -117,11 +117,16 @@ def judge_words(
     return Judgement(lost <= guard.margin, f"{how}, margin {guard.margin:g}")
 
 
-def chosen(devices: Iterable[str], task: str, version: int, share: float) -> tuple[str, ...]:
-    """The canary of a version: that share of the devices, one at the least, by a hash so that it moves about."""
-    present = list(devices)
+def chosen(
+    devices: Iterable[str], task: str, version: int, share: float, waiting: Mapping[str, int] | None = None
+) -> tuple[str, ...]:
+    """The canary of a version: that share of the devices, one at the least, by a hash so that it moves about.
 
-    def place(device: str) -> bytes:
-        return hashlib.sha256(f"{task}/{version}/{device}".encode()).digest()
+    Those first of whom the fewest updates wait: one whose next update is put off trains nothing until it is taken.
+    """
+    present, waiting = list(devices), waiting or {}
+
+    def place(device: str) -> tuple[int, bytes]:
+        return waiting.get(device, 0), hashlib.sha256(f"{task}/{version}/{device}".encode()).digest()
 
     return tuple(sorted(sorted(present, key=place)[: math.ceil(share * len(present))]))

@@ -203,7 +203,7 @@ def task_create(
     if len(at.tasks) >= MAX_TASKS:
         raise ConfigError(f"there are {MAX_TASKS} tasks already", "`task delete` one that has ended")
     origin = at.last_versions.get(name, -1) + 1
-    plan = make_plan(_fields(arguments), bundle, _size(arguments), name, len(at.fleet.devices), origin=origin)
+    plan = make_plan(_fields(arguments), bundle, _size(arguments), name, at.fleet.num_allowed, origin=origin)
     told = arguments.get("evaluation")
     evaluation = told if isinstance(told, str) else ""
     _check_canary(plan, evaluation)
@@ -223,12 +223,14 @@ def task_change(
     size = _size(arguments) or task.plan.bundle_size
     before = task.plan
     kept = {"revision": before.revision + 1, "state": before.state, "origin": before.origin}
-    plan = make_plan(_fields(arguments), bundle, size, before.task, len(at.fleet.devices), **kept)
+    plan = make_plan(_fields(arguments), bundle, size, before.task, at.fleet.num_allowed, **kept)
     other_model = plan.fingerprint != before.fingerprint
     told = arguments.get("evaluation")
     evaluation = told if isinstance(told, str) else task.evaluation
     _check_canary(plan, evaluation)
-    if other_model and before.guard is not None:  # nobody would be asked about a version that nobody is to have
+    if other_model and (
+        before.guard is not None or task.on_trial
+    ):  # nobody would be asked about a version that nobody is to have
         yield from at.publishing(task, withhold(task, "the task got another model", now))
         yield from task.quarantine("the task got another model, and no version is made unguarded")
     while other_model and (used := task.next_buffer()):

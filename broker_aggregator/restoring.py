@@ -48,7 +48,7 @@ class KeptTask:
     release: Release  # the newest that was released
     made: int  # releases made of updates
     buffered: Sequence[Buffered]  # in record order
-    in_vain: int  # refusals of updates that trained the newest version
+    in_vain: int  # updates that trained the newest version, refused or quarantined: no version has used them
     measured: Sequence[tuple[float, float | None]]  # (value, loss) since `plan.origin`, by version
     verdicts: Sequence[tuple[str, int, int]]  # (verdict, how many, their bytes)
     norms: Sequence[float]  # scaled, of the newest updates since `plan.origin`, in record order

@@ -256,6 +256,11 @@ class SqliteStore(StoreReader):
             "UPDATE ledger SET update_bytes = NULL WHERE task = ? AND version <= ? AND update_bytes IS NOT NULL",
             (task, old),
         )
+        self._db.execute(  # what is quarantined of no version is as old as what it was trained from
+            "UPDATE ledger SET update_bytes = NULL WHERE task = ? AND disposal = 'quarantined' AND version IS NULL"
+            " AND base_version <= ? AND update_bytes IS NOT NULL",
+            (task, old),
+        )
 
     def _save_task(self, effect: SaveTask) -> None:
         plan = effect.plan

@@ -146,7 +146,13 @@ class StoreReader:
             release=release,
             made=made[0]["n"],
             buffered=[self._buffered(r) for r in self._updates(name, "disposal = 'buffered' AND version IS NULL")],
-            in_vain=len(self._updates(name, "disposal IS NULL AND base_version = ?", release.version)),
+            in_vain=len(
+                self._updates(
+                    name,
+                    "(disposal IS NULL OR disposal = 'quarantined' AND version IS NULL) AND base_version = ?",
+                    release.version,
+                )
+            ),
             measured=[(r["value"], r["loss"]) for r in measured],
             verdicts=[(r["verdict"], r["n"], r["bytes"]) for r in verdicts],
             norms=[r["norm"] for r in reversed(norms)],

@@ -4,11 +4,13 @@ import math
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from statistics import median
 
 import numpy as np
 
 from broker_aggregator import trials
-from broker_aggregator.admission import Header, Measure, Rejected, Standing, admit, admit_offer
+from broker_aggregator.admission import MAX_WAITING, Header, Measure, Rejected, Standing, admit, admit_offer
+from broker_aggregator.aggregation.recipes import tolerated
 from broker_aggregator.buffering import Gathering, first_of_each
 from broker_aggregator.events import (
     CommitRelease,
@@ -22,6 +24,7 @@ from broker_aggregator.events import (
     SaveTask,
 )
 from broker_aggregator.fleet import Fleet
+from broker_aggregator.guarding import read_guard
 from broker_aggregator.inviting import Invitations, Who
 from broker_aggregator.measured import Measured
 from broker_aggregator.participation import Invited
@@ -132,6 +135,10 @@ class Task:
         words = self.reports.get(version, ())
         return sum(n * value for n, value in words) / sum(n for n, _ in words) if words else None
 
+    def middle_of(self, version: int) -> float:
+        """The median word on a version of which there is one, whatever examples devices say that they have."""
+        return median(value for _, value in self.reports[version])
+
     def status(self, devices: int, active: int) -> TaskStatus:
         """The page that people watch."""
         plain = self.verdicts["accepted"] * self.layout.size * FLOAT32
@@ -174,7 +181,19 @@ class Task:
         release = canary if canary and canary.version == header.base_version else self.release
         waiting = sum(b.update.device == device for b in self.buffer)
         taken, since = self.invitations.habits_of(device).taken, self.gathering.since(device)
-        return Standing(self.plan, self.layout, release, self.norms, taken, waiting, since)
+        guard = read_guard(self.plan)
+        # While a version is tried no buffer is used, and more comes than is counted: whoever tries one finds room.
+        kept_free = guard is not None and release is not canary and guard.share(self.evaluation) > 0
+        return Standing(
+            self.plan,
+            self.layout,
+            release,
+            self.norms,
+            taken,
+            waiting,
+            since,
+            MAX_WAITING - 1 if kept_free else MAX_WAITING,
+        )
 
     def admit_offer(self, offer: Offer, device: str) -> None:
         """Tell a useless update so before its radio time is spent. Raises `Rejected`."""
@@ -200,10 +219,14 @@ class Task:
         self.invitations.came(buffered.update, now)
         self.norms.append(buffered.norm * buffered.scale)
         trials.hear(self, buffered.update)
-        value = buffered.update.metrics.get("value", math.nan)
-        weight = buffered.update.metrics.get("validation_examples", 1.0)
+        self.hear(buffered.update)
+
+    def hear(self, update: Update) -> None:
+        """What a device measured of the version that it trained from."""
+        value = update.metrics.get("value", math.nan)
+        weight = update.metrics.get("validation_examples", 1.0)
         if math.isfinite(value) and 1 <= weight <= MAX_REPORT_EXAMPLES:
-            self.reports.setdefault(buffered.update.base_version, []).append((weight, value))
+            self.reports.setdefault(update.base_version, []).append((weight, value))
             for version in sorted(self.reports)[:-KEPT_REPORTS]:
                 del self.reports[version]
 
@@ -340,8 +363,9 @@ class Task:
         if self.evaluation:
             yield Evaluate(release.task, release.version, self.plan.bundle_sha256, release.vector, self.evaluation)
         elif (reported := self.reported()) is not None:
-            self.measured.take(reported, None)
-            yield from self._stop_at(reported, now)
+            decides = self.middle_of(max(self.reports)) if tolerated(self.plan) else reported
+            self.measured.take(decides, None)
+            yield from self._stop_at(decides, now)
 
     def evaluated(self, version: int, loss: float, value: float, now: float) -> Iterator[Effect]:
         """A version was measured on the held-out set: stop if that is what the plan waits for."""

@@ -9,6 +9,7 @@ parameters before it are published again under the next one, so that devices tra
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
@@ -47,6 +48,7 @@ class Trial:
     loss: float | None = None
     devices: tuple[str, ...] = ()  # of the canary
     words: dict[str, float] = field(default_factory=dict)  # device -> what it measured
+    heard: set[str] = field(default_factory=set)  # of the canary, whose update came, with a word or without
     tier: int = 0  # whose cohort made it
 
 
@@ -79,13 +81,14 @@ def measured(task: Task, trial: Trial, loss: float, value: float, now: float) ->
 def hear(task: Task, update: Update) -> None:
     """A device's word on the version that it trained from."""
     value = update.metrics.get("value", math.nan)
-    if not math.isfinite(value):
-        return
-    trial = task.trial
-    if trial is None or update.base_version != trial.release.version:
-        task.words[update.device] = value
-    elif not trial.devices or update.device in trial.devices:
-        trial.words[update.device] = value
+    trial, words = task.trial, task.words
+    if trial is not None and update.base_version == trial.release.version:
+        if trial.devices and update.device not in trial.devices:
+            return
+        trial.heard.add(update.device)
+        words = trial.words
+    if math.isfinite(value):
+        words[update.device] = value
 
 
 def choose(task: Task, present: Iterable[str]) -> None:
@@ -95,7 +98,9 @@ def choose(task: Task, present: Iterable[str]) -> None:
         return  # asked after every event: the plan is read only where it matters
     guard = read_guard(task.plan)
     if guard is not None:
-        found = chosen(present, task.plan.task, trial.release.version, guard.share(task.evaluation))
+        of_others = (b.update for b in task.buffer if b.update.base_version != trial.release.version)
+        waiting = Counter(update.device for update in of_others)
+        found = chosen(present, task.plan.task, trial.release.version, guard.share(task.evaluation), waiting)
         trial.devices = tuple(sorted({*found, *trial.words}))
 
 
@@ -111,7 +116,9 @@ def look(task: Task, trial: Trial, now: float) -> Iterator[Effect]:
             yield Note("warning", f"{task.plan.task}: version {trial.release.version} was not measured in time")
             yield from _in_doubt(task, trial, guard.in_doubt == "promote", now)
         return
-    if len(trial.words) < min(guard.reports, len(trial.devices) or guard.reports) and waited < guard.canary_s:
+    enough = len(trial.words) >= min(guard.reports, len(trial.devices) or guard.reports)
+    nobody_left = bool(trial.devices) and trial.heard.issuperset(trial.devices)
+    if not enough and not nobody_left and waited < guard.canary_s:
         return
     if not trial.words:
         yield Note("warning", f"{task.plan.task}: nobody spoke of version {trial.release.version} in {waited:.0f} s")
@@ -162,10 +169,10 @@ def restore_trial(task: Task, kept: KeptTask, now: float) -> None:
     if kept.canary is not None:
         known = kept.canary
         task.trial = Trial(known.release, now, with_canary=True, value=known.value, loss=known.loss)
-        for buffered in known.used:
-            hear(task, buffered.update)
-    for buffered in kept.buffered:
+    tried = kept.canary.used if kept.canary else ()
+    for buffered in (*tried, *kept.buffered):
         hear(task, buffered.update)
+        task.hear(buffered.update)
 
 
 def _in_doubt(task: Task, trial: Trial, promote: bool, now: float) -> Iterator[Effect]:
@@ -215,7 +222,6 @@ def _release(task: Task, trial: Trial, now: float) -> Iterator[Effect]:
 
 
 def _reported(task: Task, against: int) -> float | None:
-    """The best of the last published versions, by the mean of the words on each."""
+    """The best of the last published versions, by the median of the words on each: one that lies decides nothing."""
     versions = [v for v in sorted(task.reports) if task.trial is None or v != task.trial.release.version]
-    means = [mean for v in versions if (mean := task.reported_of(v)) is not None]
-    return best_of(means[-against:], task.measured.better)
+    return best_of([task.middle_of(v) for v in versions][-against:], task.measured.better)

@@ -170,7 +170,7 @@ class MemoryStore(Journal[e.Durable]):
             row = self._waiting(name)
             counted = (*row[:7], disposal, release.version, place, staleness, effect.why, *row[12:])
             self._set(self._ledger, name, Row._make(counted))  # half the time of _replace
-        self._prune(versions, release.version - self.keep_releases)
+        self._prune(release.task, versions, release.version - self.keep_releases)
 
     def _judge(self, task: str, version: int, state: e.ReleaseState, disposal: str, why: str) -> None:
         row = self._of(task).get(version)
@@ -188,13 +188,19 @@ class MemoryStore(Journal[e.Durable]):
             raise sqlite3.IntegrityError(f"update {name} is not waiting in a buffer: it would be counted twice")
         return row
 
-    def _prune(self, versions: Table[_Version], old: int) -> None:
+    def _prune(self, task: str, versions: Table[_Version], old: int) -> None:
         """Vectors and payloads of old releases go; their ledger rows stay."""
         for version, row in [(v, r) for v, r in versions.items() if v <= old and r.release is not None]:
             assert row.release is not None
             self._drop_updates(row.release)
             if version < old:
                 self._set(versions, version, row._replace(release=None))
+        if old < 0:
+            return
+        for name, entry in list(self._ledger.items()):
+            of_none = entry.disposal == "quarantined" and entry.version is None and entry.base_version <= old
+            if of_none and entry.task == task and entry.update is not None:
+                self._set(self._ledger, name, entry._replace(update=None))
 
     def _drop_updates(self, release: e.Release) -> None:
         for name in release.used:
@@ -246,7 +252,8 @@ class MemoryStore(Journal[e.Durable]):
                 continue
             numbers[row.verdict.verdict] += 1
             num_bytes[row.verdict.verdict] += row.num_bytes
-            in_vain += row.disposal is None and row.base_version == release.version
+            of_no_version = row.disposal is None or (row.disposal == "quarantined" and row.version is None)
+            in_vain += of_no_version and row.base_version == release.version
             if row.disposal is not None:
                 taken[row.device] = max(row.base_version, taken.get(row.device, -1))
             if row.disposal == "buffered" and row.version is None:

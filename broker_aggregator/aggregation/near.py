@@ -24,7 +24,8 @@ class Near:
     """Keeps the updates within `reach` ordinary distances of the buffer's geometric median. Stands fewer than half.
 
     Rules that always leave out f updates, or always mix, pay for it when nobody is hostile: devices with data of their
-    own are what they leave out. An update within reach may pull as honest ones do, and no further. Ordinary is the
+    own are what they leave out. An update within reach may pull as honest ones do, or did when they learnt more, and no
+    further: where steps have shrunk, what bounds a hostile one is the task's `norm_limit`. Ordinary is the
     buffer's median distance, or that of an earlier buffer if it was larger, which fades by `memory` a version: late in
     training most devices have little left to say, and the few that still learn lie far from them. (Without that memory
     the rule cost 1.5 points on clean HAR, and 20 under IPM by 30 %.) Of every device it is remembered how often it was

@@ -407,6 +407,16 @@ def test_devices_reports_stand_in_where_the_gateway_has_no_examples():
     assert g.task.plan.state == "finished"
 
 
+def test_one_device_that_lies_about_the_metric_ends_no_task():
+    """Under a rule that stands attackers the median word decides, however many examples one says it has."""
+    fans = [f"fan-{i}" for i in range(5)]
+    g = Gateway().add(*fans).start(buffer=5, stop={"metric": "0.95"}, rule={"name": "robust"})
+    for fan in fans:
+        told = {"value": 1.0, "validation_examples": 1e6} if fan == "fan-0" else {"value": 0.3}
+        g.send(make_update(fan, 1, 0, [0.1, 0.1, 0.1], metrics=told))
+    assert (g.task.release.version, g.task.plan.state, g.task.measured.value) == (1, "running", 0.3)
+
+
 def test_a_task_ends_after_its_minutes_of_running():
     """Pauses do not count."""
     g = gateway(stop={"minutes": 1})

@@ -205,3 +205,14 @@ def test_a_device_let_in_is_told_its_tasks_and_a_revoked_one_none():
     g.ask("device-revoke", device="new")
     assert of_kind(g.effects, Clear)[-1].topic.device == "new"
     assert LAYOUT.fingerprint == g.task.plan.fingerprint
+
+
+def test_a_revoked_device_is_none_of_the_fleet_that_a_rule_is_reckoned_for():
+    """Of twenty devices twelve are gone: a buffer of eight holds two attackers of the eight that are left, not four."""
+    g = Gateway().add(*(f"fan-{i}" for i in range(20)))
+    plan = {"buffer": 8, "rule": {"name": "robust", "attackers": "0.2"}}
+    assert g.ask("task-create", tiny_bundle(), task="fan", plan=plan).status == "failed"
+    for i in range(8, 20):
+        assert g.ask("device-revoke", device=f"fan-{i}").status == "successful"
+    assert g.ask("task-create", tiny_bundle(), task="fan", plan=plan).status == "successful"
+    assert g.coordinator.tasks["fan"].plan.rule["f"] == "2"

@@ -23,6 +23,7 @@ from broker_aggregator.events import (
     Withhold,
 )
 from fl_protocol.messages import Answer, Ask, Desired, DeviceState, Manifest, ReleaseMetrics, TaskStatus, Want
+from fl_protocol.tensors import ModelLayout, TensorEntry
 from fl_protocol.topics import Kind
 from tests.support.fleet import Gateway, make_update, of_kind, results, tiny_bundle
 
@@ -234,6 +235,68 @@ def test_a_canary_that_is_silent_leaves_a_doubt(in_doubt, kind):
     assert not of_kind(g.handle(Tick()), Promote, Withhold)
     g.now += 2
     assert of_kind(g.handle(Tick()), kind)
+
+
+def test_a_canary_that_has_nothing_to_say_is_not_waited_for():
+    """Devices without held-out examples send their update and no word: once all have, nothing more will come."""
+    g = tried(canary_s="100000")
+    (fan,) = g.task.tried_by
+    g.now += 5
+    effects = send(g, fan, 9, 1)
+    assert of_kind(effects, Promote) == [Promote("fan", 1)]
+    assert any("nobody spoke of version 1 in 5 s" in n.text for n in of_kind(effects, Note))
+
+
+def test_one_that_lies_about_versions_decides_nothing_for_devices_that_come_anew():
+    """Where no device of the canary spoke before, it is held against the median of what the others said."""
+    g = guarded("", canary="0.25", reports="1", fans=(*FANS, "fan-4"))
+    for fan, value in zip(FANS[:2], (0.8, 1e9), strict=True):
+        send(g, fan, 1, 0, value)
+    for fan in FANS[2:]:
+        send(g, fan, 1, 0, 0.8)
+    g.task.words.clear()
+    assert of_kind(send(g, g.task.tried_by[0], 9, 1, 0.8), Promote, Withhold) == [Promote("fan", 1)]
+
+
+@pytest.mark.parametrize("devices", [4, 9, 20])
+def test_a_canary_speaks_however_many_devices_wait(devices):
+    """While a version is tried all devices train on, and more comes than is counted: those of the canary find room.
+
+    A device keeps an update that is put off, and trains nothing until it is taken; so those with none are chosen.
+    """
+    fans = tuple(f"fan-{i}" for i in range(devices))
+    g = guarded("", fans=fans, canary="0.25", reports="2", canary_s="100000")
+    held: dict[str, tuple] = {}  # device -> its update that was put off
+    seqs = dict.fromkeys(fans, 0)
+    for _ in range(20):
+        for fan in fans:
+            trial = g.task.canary
+            base = trial.version if trial and fan in g.task.tried_by else g.task.release.version
+            if fan not in held and g.task.invitations.habits_of(fan).taken < base:
+                seqs[fan] += 1
+                held[fan] = seqs[fan], base
+            if fan in held:
+                (told,) = results(send(g, fan, *held[fan], 0.8))
+                if told.final:
+                    del held[fan]
+    assert not any("nobody spoke" in n.text for n in of_kind(g.effects, Note))
+    assert g.task.release.version >= 10
+    assert max(sum(b.update.device == fan for b in g.task.buffer) for fan in fans) <= 2
+
+
+def test_a_trial_ends_with_its_model_though_its_guard_is_gone():
+    """Paused, its guard taken out, then another model: the version of the old one is withheld, never published."""
+    g = tried()
+    g.ask("task-pause", task="fan")
+    assert g.ask("task-change", tiny_bundle(), task="fan", plan={"buffer": 2}).status == "successful"
+    assert g.task.on_trial
+    g.effects.clear()
+    other = tiny_bundle(ModelLayout((TensorEntry("v", (5,), "parameter"),)), "other")
+    assert g.ask("task-change", other, task="fan", plan={"buffer": 2}).status == "successful"
+    g.ask("task-start", task="fan")
+    assert [w.version for w in of_kind(g.effects, Withhold)] == [1]
+    assert states_of(g.effects) == [(2, "released"), (3, "released")]
+    assert (g.task.trial, g.task.release.version, g.task.release.vector.size) == (None, 3, 5)
 
 
 def test_with_both_the_held_out_set_comes_first():

@@ -20,8 +20,10 @@ from broker_aggregator.events import (
     SaveDevice,
     SaveState,
     Tick,
+    Withhold,
 )
 from broker_aggregator.fleet import Device
+from broker_aggregator.guarding import chosen
 from broker_aggregator.operations import OPERATOR, versions_of
 from broker_aggregator.reading import replay
 from broker_aggregator.service import DURABLE
@@ -203,6 +205,23 @@ def test_a_restart_goes_on_with_the_canary(store, value, state):
         keep(store, [Promote("fan", 1)])
 
 
+def test_a_restart_does_not_forget_what_a_canary_is_held_against(store):
+    """Who tries the version may have said nothing of the one before: those who made it did, and say it still."""
+    g = started(store, guard={"margin": "0.05", "canary": "0.25", "reports": "1"})
+    for fan in FANS:
+        keep(store, g.handle(Received(fan, DeviceState(state="ready", boot=1, bseq=1))))
+    fans = [fan for fan in FANS if fan not in chosen(FANS, "fan", 1, 0.25)]
+    for fan in fans[:2]:
+        keep(store, g.send(make_update(fan, 1, 0, [1, 1, 1], metrics={"value": 0.8})))
+    again = Gateway(reloaded(store), g.now, counter=g.counter)
+    assert (again.task.words, again.task.reports) == (g.task.words, g.task.reports)
+    keep(store, again.handle(Tick()))
+    (fan,) = again.task.tried_by
+    assert fan not in again.task.words
+    effects = again.send(make_update(fan, 1, 1, [1, 1, 1], metrics={"value": 0.1}))
+    assert [e.version for e in effects if isinstance(e, Withhold)] == [1]
+
+
 def test_an_update_is_never_counted_twice(store):
     """A release that uses what another has used is refused whole."""
     g = started(store)
@@ -322,6 +341,34 @@ def test_old_vectors_and_updates_are_pruned_and_the_ledger_stays(disk):
     assert store.load(0.0).tasks["fan"].made == newest
     with pytest.raises(ConfigError, match="no version 1"):
         store.release("fan", 1)
+
+
+def test_quarantined_updates_of_no_version_are_pruned_by_what_they_were_trained_from(disk):
+    """`keep_releases` bounds what the quarantine holds too, whether or not a version would have used it."""
+    store = disk.open(keep_releases=3)
+    g = started(store, buffer=1, norm_limit="0", server_learning_rate="2")
+    for seq in range(1, 9):
+        base = g.task.release.version
+        keep(store, g.send(make_update("fan-0", 2 * seq, base, [3e38] * 3)))  # not finite: quarantined, of no version
+        keep(store, g.send(make_update("fan-1", 2 * seq, base, [0.1] * 3)))
+    of_none = [row for row in rows(store) if row.disposal == "quarantined"]
+    assert len(of_none) > 4
+    assert {row.base_version for row in of_none if row.update is not None} <= set(
+        range(g.task.release.version - 2, g.task.release.version + 1)
+    )
+
+
+def test_a_restart_knows_that_a_version_was_trained_in_vain(store):
+    """All updates of it were quarantined, as it would not be finite: it is published again, or nobody trains again."""
+    g = started(store, buffer=4, deadline_s=60, norm_limit="0")
+    for fan in FANS:
+        keep(store, g.send(make_update(fan, 1, 0, [3e38] * 3)))
+    assert (g.task.buffer, g.task.release.version) == ([], 0)
+    again = Gateway(reloaded(store), g.now, counter=g.counter)
+    again.now += 60
+    keep(store, again.handle(Tick()))
+    assert again.task.release.version == 1
+    assert again.verdict(make_update("fan-0", 2, 1, [0.1] * 3)).verdict == "accepted"
 
 
 def test_a_deleted_task_shares_no_row_with_its_successor(store):
