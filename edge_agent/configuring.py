@@ -91,6 +91,8 @@ class Configuring:
         self._told: Reported | None = None  # on this connection
         try:
             self.settings, self._good = adjusted(own, configured.configuration), configured
+            if configured.revision:
+                self._note(configured, "the last good one")
         except ConfigError as error:  # this software knows less than the one that wrote it
             self._refuse(configured.revision, error)
 
@@ -127,9 +129,13 @@ class Configuring:
         self._good, self._saving, self._refused = configured, None, None
         self.settings = adjusted(self._own, configured.configuration)
         self._apply(self.settings)
-        said = ", ".join(f"{key} = {text}" for key, text in sorted(configured.configuration.items()))
-        self._emit(Note("info", f"configuration {configured.revision}: {said or 'as the own file has it'}"))
+        self._note(configured, "from the gateway")
         self._report()
+
+    def _note(self, configured: Configured, whence: str) -> None:
+        said = ", ".join(f"{key} = {text}" for key, text in sorted(configured.configuration.items()))
+        text = f"configuration {configured.revision}, {whence}: {said or 'as the own file has it'}"
+        self._emit(Note("info", text))
 
     def _refuse(self, revision: int, error: ConfigError) -> None:
         self._refused = revision, f"{error.message}: {error.hint}"[:400]

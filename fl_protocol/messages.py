@@ -82,6 +82,11 @@ class DeviceState(Message):
     incarnation: Incarnation | None = None
 
     @property
+    def connection(self) -> tuple[str | None, int, int]:
+        """Names the connection that it is a word of."""
+        return self.incarnation, self.boot, self.bseq
+
+    @property
     def order(self) -> tuple[int, int, float]:
         """Grows from word to word of one incarnation; the will is its connection's last."""
         return self.boot, self.bseq, float("inf") if self.state == "lost" else self.n
