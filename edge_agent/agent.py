@@ -159,7 +159,7 @@ class Agent:
                 self._commanding.answered(event)
                 if isinstance(event, e.ExamplesErased):
                     for each in self._tasks:
-                        each.look_at = now
+                        each.look_at = now if each.intake.work else each.look_at
             case e.Predicted(name, version, guess):
                 if self._budget.may_begin():
                     self._telling.prediction(name, version, guess)

@@ -9,7 +9,7 @@ import pytest
 
 from fl_protocol.broker import BrokerConfig
 from fl_protocol.connecting import transport_to
-from fl_protocol.messages import CommandProgress, Desired, DeviceCommand
+from fl_protocol.messages import Desired, DeviceCommand
 from fl_protocol.signing import SigningKey, seal
 from fl_protocol.topics import Kind, build
 from tests.support.gatehouse import FLEET, Gatehouse
@@ -138,29 +138,32 @@ def test_train_now_is_done_once_however_it_ends(house) -> None:
     """kill -9 while it waits: it has failed, is told so, and is not begun again by what the broker brings."""
     card = settled(house)
     make_task(house)
-    wait_until(lambda: "fetching" not in state(house).get("why", "fetching"), 30, "the model is there")
-    house.command("device", "configure", DEVICE, "gate.min_disk_free_mb=0")
+    wait_until(lambda: state(house).get("state") == "sleeping", 60, "it has the model, and finds no examples")
     asked = ask(house, "device", "command", DEVICE, "train-now", "--deadline", "60")
-    ended = wait_until(
-        lambda: (c := newest(house)) if c_over(newest(house)) else None, 30, "no examples: not to be had"
-    )
+    ended = over(house, 30, "no examples: not to be had")
     assert ended["id"] == asked["cid"]
     assert (ended["status"], "no examples" in ended["why"]) == ("rejected", True)
     house.kill("card")
     late = ask(house, "device", "command", DEVICE, "report", "--deadline", "3")
-    over = wait_until(lambda: c if c_over(c := newest(house)) else None, 30, "nobody answers")
-    assert (over["id"], over["status"], over["code"]) == (late["cid"], "failed", "E_DEADLINE")
+    late_one = over(house, 30, "nobody answers")
+    assert (late_one["id"], late_one["status"], late_one["code"]) == (late["cid"], "failed", "E_DEADLINE")
     asked = ask(house, "device", "command", DEVICE, "report", "--deadline", "60")
     house.kill("aggregator")
     house.start_aggregator()
     house.boot(card)
-    done = wait_until(lambda: c if c_over(c := newest(house)) else None, 40, "a device that comes back hears it")
+    done = over(house, 40, "a device that comes back hears it")
     assert (done["id"], done["status"]) == (asked["cid"], "successful")
     assert f"command report {late['cid']}" not in house.log("card")  # its time was over: nobody hears of it
 
 
-def c_over(record: Any) -> bool:
-    return record["status"] not in ("asked", "executing")
+def over(house: Gatehouse, seconds: float, what: str) -> Any:
+    """The command that was asked last, once it has ended."""
+
+    def ended() -> Any:
+        record = newest(house)
+        return None if record["status"] in ("asked", "executing") else record
+
+    return wait_until(ended, seconds, what)
 
 
 def make_task(house: Gatehouse) -> None:
@@ -169,8 +172,3 @@ def make_task(house: Gatehouse) -> None:
     file.write_text(f'task = "fan"\nbundle = "{bundle}"\nstart = true\n[plan]\nbuffer = 1\n')
     done = house.command("task", "create", str(file))
     assert done.returncode == 0, done.stderr
-
-
-def test_the_progress_is_read_by_anyone() -> None:
-    """What stands on the topic is one small JSON message."""
-    assert CommandProgress(status="executing").final is False
