@@ -21,6 +21,7 @@ from rich.table import Column, Table
 
 from broker_aggregator.asking import ANSWER_S, ask_gateway
 from broker_aggregator.config import GatewayConfig, load_config, load_task
+from broker_aggregator.device_cli import add_device_commands
 from broker_aggregator.objects import Objects, add_bundle
 from broker_aggregator.quarantined import export_deltas, quarantined
 from broker_aggregator.reading import devices as read_devices
@@ -387,6 +388,9 @@ def device_approve(claim: str, config: ConfigOption, as_json: JsonOption = False
 def device_withdraw(claim: str, config: ConfigOption, as_json: JsonOption = False) -> None:
     """Make the ticket of CLAIM worthless."""
     _ask(config, "device-withdraw", {"claim": claim}, as_json)
+
+
+add_device_commands(device_app, _load, lambda: patience.timeout)
 
 
 def _fail(error: Exception) -> NoReturn:

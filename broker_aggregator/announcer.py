@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
+from broker_aggregator.commanding import Commanding
 from broker_aggregator.events import Clear, Effect, Release, Send, SendObject
 from broker_aggregator.fleet import Fleet
 from broker_aggregator.slots import Lease
@@ -22,6 +23,7 @@ class Announcer:
     """Messages of one fleet's gateway, each with its topic. `chunk_size` follows the broker's limits."""
 
     fleet_name: str
+    commanding: Commanding = field(default_factory=Commanding)
     chunk_size: int = chunk_size_for("3.1.1", 65536)
     _said: dict[str, tuple[float, TaskStatus]] = field(default_factory=dict)  # task -> when, and the last status
     _trying: dict[str, tuple[str, ...]] = field(default_factory=dict)  # whom it told that they try versions, of what
@@ -84,13 +86,20 @@ class Announcer:
             yield SendObject(topic, release.sha256, self.chunk_size)
 
     def desired(self, device: str, tasks: Mapping[str, Task]) -> Send:
-        """A device's tasks, and those whose canary it is; retained."""
+        """A device's tasks, those whose canary it is, its open commands and its configuration; retained."""
         trying = tuple(name for name, task in sorted(tasks.items()) if device in task.tried_by)
         if trying:
             self._trying[device] = trying
         else:
             self._trying.pop(device, None)
-        desired = Desired(tasks=tuple(sorted(tasks)), canary=trying or None)
+        wanted = self.commanding.configuration_of(device)
+        desired = Desired(
+            tasks=tuple(sorted(tasks)),
+            canary=trying or None,
+            commands=self.commanding.open_of(device) or None,
+            configuration=wanted.settings if wanted else None,
+            revision=wanted.revision if wanted else None,
+        )
         return Send(self.topic(Kind.DESIRED, device=device), desired, retain=True)
 
     def canaries(self, tasks: Mapping[str, Task], fleet: Fleet) -> Iterator[Send]:

@@ -10,6 +10,7 @@ from typing import Literal
 
 from broker_aggregator.admission import Rejected
 from broker_aggregator.announcer import Announcer
+from broker_aggregator.commanding import Commanding
 from broker_aggregator.enrollment import Enrollment
 from broker_aggregator.events import (
     Asked,
@@ -22,6 +23,7 @@ from broker_aggregator.events import (
     Gone,
     Note,
     Online,
+    Progressed,
     Promote,
     Received,
     RecordUpdate,
@@ -51,6 +53,7 @@ from fl_protocol.messages import (
     Grant,
     Offer,
     Renew,
+    Reported,
     Result,
     SlotAnswer,
     Sync,
@@ -81,13 +84,14 @@ class Coordinator:
     last_answer: Send | None = None  # to the operator
     last_versions: dict[str, int] = field(default_factory=dict)  # of deleted tasks
     enrollment: Enrollment | None = None  # without one, devices are let in by hand
+    commanding: Commanding = field(default_factory=Commanding)
     min_free_bytes: int = MIN_FREE_BYTES
     inbox: Inbox = field(default_factory=lambda: Inbox(UPLOAD_BYTES, UPLOAD_TTL_S))
     say: Announcer = field(init=False)
     _free_bytes: int = 1 << 62
 
     def __post_init__(self) -> None:
-        self.say = Announcer(self.fleet_name)
+        self.say = Announcer(self.fleet_name, self.commanding)
 
     def handle(self, event: Event, now: float) -> Iterator[Effect]:
         """What `event` asks for; `now` is a monotonic clock in seconds."""
@@ -98,6 +102,8 @@ class Coordinator:
                 yield from self._received(event, now)
             case Claimed() if self.enrollment is not None:
                 yield from self.enrollment.asked(self, event.claim, event.request, event.now_ms)
+            case Progressed():
+                yield from self._progressed(event)
             case Gone():
                 yield Note("info", f"{event.device} left for good")
             case Asked():
@@ -110,6 +116,7 @@ class Coordinator:
                 self._free_bytes = event.free_bytes
                 self.inbox.expire(now)
                 yield from self._grants(now)
+                yield from self.commanding.expire(self, event.now_ms)
         yield from self._turn(now)
 
     def _turn(self, now: float) -> Iterator[Effect]:
@@ -161,6 +168,7 @@ class Coordinator:
                 yield from self.say.canary(task) if task.canary else iter([self.say.no_canary(task)])
             self.say.forget(task.plan.task)
         yield from self.desired_of_all()
+        yield from self.commanding.online(self, event.now_ms)
         if not event.session_present:
             self.inbox.resume()
             yield from self._grants(now)
@@ -178,17 +186,21 @@ class Coordinator:
             return
         match event.message:
             case DeviceState() as state:
-                was_active = device.active
+                was_active, before = device.active, device.state
                 if device.heard(state):
                     if device.active != was_active:
                         self.fleet.changed()
                     yield SaveState(device.id, state)
+                    if device.active and (before is None or before.connection != state.connection):
+                        yield from self.commanding.born(self, device.id, event.now_ms)
             case DeviceInfo() as info:
                 yield SaveState(device.id, info)
                 if self.enrollment is not None:
                     yield from self.enrollment.seen(device.id, info.public_key)
             case Renew() as renew if self.enrollment is not None:
                 yield from self.enrollment.renew(self, device, renew, event.now_ms)
+            case Reported() as reported:
+                yield from self.commanding.reported(device, reported)
             case DeviceEvent() as said:
                 yield Note(said.level, f"{device.id}: {said.event} {said.code} {said.message}")
             case Envelope() as envelope:
@@ -204,6 +216,14 @@ class Coordinator:
             case Want() as want if want.task in self.tasks and self.tasks[want.task].offers(want.sha256):
                 topic = self.say.topic(Kind.DELTA, device=device.id)
                 yield SendDelta(topic, want, self.tasks[want.task].layout, self.say.chunk_size)
+
+    def _progressed(self, event: Progressed) -> Iterator[Effect]:
+        try:
+            device = self.fleet.member(event.topic.device)
+        except ProtocolError as error:
+            yield Note("warning", error.message)
+            return
+        yield from self.commanding.progress(self, device, event.topic, event.progress, event.now_ms)
 
     def _refuse_unread(self, device: str, envelope: Envelope, error: ProtocolError) -> Iterator[Effect]:
         """Answer an update that nobody vouches for. Not finally: whoever sent it, the device must not lose its own."""

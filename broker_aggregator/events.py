@@ -10,11 +10,12 @@ from typing import Literal
 
 import numpy as np
 
-from broker_aggregator.fleet import Certificate, Claim
+from broker_aggregator.fleet import Certificate, Claim, CommandRecord, Configuration
 from fl_protocol.bundle import Better, Bundle
 from fl_protocol.messages import (
     Ask,
     Chunk,
+    CommandProgress,
     DeviceEvent,
     DeviceInfo,
     DeviceState,
@@ -25,6 +26,7 @@ from fl_protocol.messages import (
     Offer,
     Plan,
     Renew,
+    Reported,
     Result,
     SlotAnswer,
     Update,
@@ -43,6 +45,7 @@ class Online:
     session_present: bool
     max_packet: int
     mqtt: str
+    now_ms: int = 0
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,9 @@ class Received:
     """
 
     device: str
-    message: DeviceState | DeviceInfo | DeviceEvent | Envelope | Offer | SlotAnswer | Chunk | Get | Want | Renew
+    message: (
+        DeviceState | DeviceInfo | DeviceEvent | Envelope | Offer | SlotAnswer | Chunk | Get | Want | Renew | Reported
+    )
     num_bytes: int = 0
     now_ms: int = 0
 
@@ -65,6 +70,15 @@ class Claimed:
 
     claim: str
     request: Enroll
+    now_ms: int
+
+
+@dataclass(frozen=True)
+class Progressed:
+    """How far a device is with a command; `topic` names both."""
+
+    topic: Topic
+    progress: CommandProgress
     now_ms: int
 
 
@@ -104,9 +118,10 @@ class Tick:
     """Time passed; deadlines are looked at. `free_bytes` are left on the store's disk."""
 
     free_bytes: int = 1 << 62
+    now_ms: int = 0
 
 
-Event = Online | Received | Claimed | Gone | Asked | Evaluated | Tick
+Event = Online | Received | Claimed | Progressed | Gone | Asked | Evaluated | Tick
 
 # --- effects: durable --------------------------------------------------------------------------------------------
 
@@ -257,11 +272,32 @@ class SaveCertificate:
 
 
 @dataclass(frozen=True)
+class SaveCommand:
+    """A device's command as it stands."""
+
+    command: CommandRecord
+
+
+@dataclass(frozen=True)
+class RemoveCommand:
+    """A command that was over long ago."""
+
+    command: str
+
+
+@dataclass(frozen=True)
+class SaveConfiguration:
+    """What is wanted of a device, or of all."""
+
+    configuration: Configuration
+
+
+@dataclass(frozen=True)
 class SaveState:
     """What a device last said of itself."""
 
     device: str
-    state: DeviceState | DeviceInfo
+    state: DeviceState | DeviceInfo | Reported
 
 
 @dataclass(frozen=True)
@@ -286,6 +322,9 @@ Durable = (
     | SaveClaim
     | RemoveClaim
     | SaveCertificate
+    | SaveCommand
+    | RemoveCommand
+    | SaveConfiguration
     | SaveState
     | SaveCounter
 )

@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from dataclasses import dataclass, field
+from typing import Any
 
 from fl_protocol.errors import Code, ProtocolError
 from fl_protocol.messages import DeviceState, Result
@@ -154,3 +155,35 @@ class Fleet:
     def num_active(self) -> int:
         """How many are connected."""
         return sum(d.active for d in self.devices.values())
+
+
+@dataclass(frozen=True)
+class CommandRecord:
+    """A command of a device, and what became of it; `asked` until the device says something."""
+
+    id: str
+    device: str
+    name: str
+    arguments: dict[str, str]
+    asked_ms: int
+    deadline_ms: int
+    status: str = "asked"  # then as `CommandProgress` has it
+    code: str = ""
+    why: str = ""
+    lines: list[str] | None = None  # of the device's log
+    health: dict[str, Any] | None = None
+    ended_ms: int = 0
+
+    @property
+    def open(self) -> bool:
+        """Whether an answer is waited for."""
+        return self.status in ("asked", "executing")
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """What is wanted of a device, key by key, as text."""
+
+    device: str
+    revision: int
+    settings: dict[str, str]

@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from broker_aggregator.aggregation.recipes import make_server_optimizer, settled
+from broker_aggregator.commanding import ALL
 from broker_aggregator.enrollment import Enrollment, check_device_name
 from broker_aggregator.events import (
     Asked,
@@ -48,6 +49,7 @@ MAX_TASKS = 64  # what `Desired` holds
 NEW_TASK: Mapping[str, Any] = {"downlink": {"name": "uq", "step": "1.5"}}  # where its file says nothing
 MAX_TICKET_HOURS = 24 * 90
 MAX_WORD = 64
+MAX_DEADLINE_S = 7 * 86400  # of a device's command
 LAST_VERSION = "version/"  # + task: where a deleted task's versions ended
 
 
@@ -348,6 +350,7 @@ def device_revoke(at: Coordinator, arguments: Mapping[str, object], now_ms: int)
     yield SaveDevice(name, device.public_key, revoked=True)
     if at.enrollment is not None:
         yield from at.enrollment.revoke(name, now_ms)
+    yield from at.commanding.revoked(at, name, now_ms)
     yield Clear(at.say.topic(Kind.DESIRED, device=name))
 
 
@@ -388,6 +391,43 @@ def device_withdraw(at: Coordinator, arguments: Mapping[str, object], _: int) ->
     yield from _enrollment(at).withdraw(_text(arguments, "claim"))
 
 
+def _device(at: Coordinator, arguments: Mapping[str, object]) -> str:
+    name = _text(arguments, "device")
+    if name not in at.fleet.devices:
+        raise ConfigError(f"there is no device {name}", "`broker-aggregator devices` lists them")
+    if at.fleet.devices[name].revoked:
+        raise ConfigError(f"the device {name} is revoked", "`device allow`, or a new ticket, lets it in again")
+    return name
+
+
+def _texts(arguments: Mapping[str, object], name: str) -> Mapping[str, Any]:
+    table = arguments.get(name, {})
+    if not isinstance(table, Mapping) or not all(isinstance(v, str) or v is None for v in table.values()):
+        raise ConfigError(f"`{name}` is not a table of texts", "numbers travel as text: what is signed holds no floats")
+    return table
+
+
+def device_command(at: Coordinator, arguments: Mapping[str, object], now_ms: int) -> Iterator[Effect]:
+    """Tell a device to do something."""
+    deadline_s = arguments.get("deadline_s")
+    if not isinstance(deadline_s, int) or not 1 <= deadline_s <= MAX_DEADLINE_S:
+        raise ConfigError(f"deadline_s = {deadline_s!r}", f"a device is given 1 to {MAX_DEADLINE_S} seconds to answer")
+    name, given = _text(arguments, "command"), _texts(arguments, "arguments")
+    if None in given.values():
+        raise ConfigError("an argument is null", "leave out what is not said")
+    device, cid = _device(at, arguments), _text(arguments, "cid")
+    yield from at.commanding.ask(at, device, name, given, deadline_s, cid, now_ms)
+
+
+def device_configure(at: Coordinator, arguments: Mapping[str, object], _: int) -> Iterator[Effect]:
+    """Want another configuration of a device, or of all."""
+    device = ALL if arguments.get("device") == ALL else _device(at, arguments)
+    settings = _texts(arguments, "settings")
+    if not settings:
+        raise ConfigError("`settings` is empty", "name a key and its value, such as gate.min_battery_pct=50")
+    yield from at.commanding.configure(at, device, settings, at.commanding.next_revision)
+
+
 Command = Callable[["Coordinator", Mapping[str, object], "Bundle | None", float], Iterator[Effect]]
 NEED_BUNDLE = frozenset({"task-create", "task-change"})
 COMMANDS: Mapping[str, Command] = {
@@ -405,4 +445,6 @@ DATED: Mapping[str, Dated] = {
     "device-ticket": device_ticket,
     "device-approve": device_approve,
     "device-withdraw": device_withdraw,
+    "device-command": device_command,
+    "device-configure": device_configure,
 }

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from broker_aggregator.events import Release
-from broker_aggregator.fleet import Certificate, Claim, Device, Fleet
+from broker_aggregator.fleet import Certificate, Claim, CommandRecord, Configuration, Device, Fleet
 from broker_aggregator.releasing import Buffered
 from broker_aggregator.task import Task
 from broker_aggregator.trials import restore_trial
@@ -23,6 +23,8 @@ class Loaded:
     counters: dict[str, int] = field(default_factory=dict)
     claims: dict[str, Claim] = field(default_factory=dict)
     certificates: dict[str, Certificate] = field(default_factory=dict)
+    commands: dict[str, CommandRecord] = field(default_factory=dict)
+    configurations: dict[str, Configuration] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

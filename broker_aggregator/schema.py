@@ -1,6 +1,6 @@
 """The store's tables. A change here is a new SCHEMA_VERSION and a migration, never an edit of what is in the field."""
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 
 _ENROLLMENT = (
     """CREATE TABLE IF NOT EXISTS claim(
@@ -10,6 +10,23 @@ _ENROLLMENT = (
     """CREATE TABLE IF NOT EXISTS certificate(
         serial TEXT PRIMARY KEY,    -- hex
         certificate TEXT NOT NULL   -- Certificate, JSON
+    ) STRICT, WITHOUT ROWID""",
+)
+
+_COMMANDS = (
+    """CREATE TABLE IF NOT EXISTS command(
+        id TEXT PRIMARY KEY,
+        device TEXT NOT NULL,
+        command TEXT NOT NULL       -- CommandRecord, JSON
+    ) STRICT, WITHOUT ROWID""",
+    """CREATE TABLE IF NOT EXISTS configuration(
+        device TEXT PRIMARY KEY,    -- or '*', for all
+        configuration TEXT NOT NULL -- Configuration, JSON
+    ) STRICT, WITHOUT ROWID""",
+    """CREATE TABLE IF NOT EXISTS reported(
+        device TEXT PRIMARY KEY,
+        reported TEXT NOT NULL,     -- the last Reported, JSON
+        ts INTEGER NOT NULL
     ) STRICT, WITHOUT ROWID""",
 )
 
@@ -85,6 +102,7 @@ SCHEMA = (
         times INTEGER NOT NULL
     ) STRICT, WITHOUT ROWID""",
     *_ENROLLMENT,
+    *_COMMANDS,
 )
 
 MIGRATIONS = {  # from a version to the next one
@@ -92,4 +110,5 @@ MIGRATIONS = {  # from a version to the next one
     2: ("CREATE INDEX IF NOT EXISTS release_by_sha256 ON release(sha256)",),  # and `memory` has a third part
     3: ("ALTER TABLE release ADD COLUMN state TEXT NOT NULL DEFAULT 'released'",),
     4: _ENROLLMENT,
+    5: _COMMANDS,
 }

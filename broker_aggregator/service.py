@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import get_args
 
+from broker_aggregator.commanding import Commanding
 from broker_aggregator.config import GatewayConfig
 from broker_aggregator.coordinator import UPLOAD_BYTES, UPLOAD_TTL_S, Coordinator
 from broker_aggregator.enrollment import Admission, Enrollment
@@ -30,6 +31,7 @@ from broker_aggregator.events import (
     Gone,
     Note,
     Online,
+    Progressed,
     Received,
     Release,
     SaveDevice,
@@ -52,7 +54,7 @@ from fl_protocol.codec import decode, decode_as, encode, parse_json
 from fl_protocol.enrolling import claim_secret
 from fl_protocol.errors import Code, ProtocolError
 from fl_protocol.heartbeat import Heartbeat
-from fl_protocol.messages import Ask, Delta, Enroll, GatewayState, Result, Signed
+from fl_protocol.messages import Ask, CommandProgress, Delta, Enroll, GatewayState, Result, Signed
 from fl_protocol.parts import FileParts
 from fl_protocol.signing import SigningKey, seal, unseal
 from fl_protocol.topics import Kind, Topic, below, build, parse
@@ -105,6 +107,7 @@ class Service:
             operator_counter=loaded.counters.get(OPERATOR, 0),
             operator_done=loaded.counters.get(OPERATOR_DONE, 0),
             last_versions=versions_of(loaded.counters),
+            commanding=Commanding(loaded.commands, loaded.configurations),
             min_free_bytes=config.gateway.min_free_mb << 20,
             inbox=Inbox(
                 UPLOAD_BYTES,
@@ -180,7 +183,8 @@ class Service:
             effects.extend([news] if isinstance(news, Note) else self._decide(news))
         if self._machine.monotonic() - self._ticked >= TICK_S:
             self._ticked = self._machine.monotonic()
-            effects.extend(self._decide(Tick(self._machine.free_bytes(self.config.gateway.data_dir))))
+            free_bytes = self._machine.free_bytes(self.config.gateway.data_dir)
+            effects.extend(self._decide(Tick(free_bytes, self._machine.now_ms())))
         self._carry_out(effects)
 
     def _batch(self, timeout: float) -> list[Incoming]:
@@ -204,7 +208,8 @@ class Service:
                 self.transport.subscribe(self._subscriptions())
                 self._publish_state(GatewayState(state="ready", boot=self.boot, bseq=bseq, fleet_key=self.key.public))
                 log.info("connected (MQTT %s, packets up to %d bytes)", limits.version, limits.max_packet)
-                yield from self._decide(Online(present, limits.max_packet, limits.version))
+                now_ms = self._machine.now_ms()
+                yield from self._decide(Online(present, limits.max_packet, limits.version, now_ms))
             case Disconnected(reason, retry_in_s):
                 self._connected = False
                 host, port = self.config.broker.address
@@ -215,7 +220,9 @@ class Service:
                 yield from self._deliver(incoming)
 
     def _subscriptions(self) -> list[tuple[str, int]]:
-        per_device = [build(kind, self.fleet, device="+") for kind in (Kind.STATE, Kind.INFO, Kind.EVENT)]
+        kinds = Kind.STATE, Kind.INFO, Kind.EVENT, Kind.REPORTED
+        per_device = [build(kind, self.fleet, device="+") for kind in kinds]
+        per_device.append(build(Kind.DEVICE_COMMAND, self.fleet, device="+", name="+", cid="+"))
         commands = build(Kind.COMMAND, self.fleet, name="+", cid="+")
         claims = [build(Kind.ENROLL, self.fleet, claim="+")] if self._pki is not None else []
         return [(topic, 1) for topic in (*per_device, below(self.fleet, "dev", "+", "up"), commands, *claims)]
@@ -243,6 +250,8 @@ class Service:
             raise ProtocolError(Code.SCHEMA, f"{delivery.topic} is another fleet's")
         if topic.kind is Kind.COMMAND:
             yield from self._command(topic, delivery)
+        elif topic.kind is Kind.DEVICE_COMMAND:
+            yield from self._progress(topic, delivery)
         elif topic.kind is Kind.STATE and not delivery.payload:
             yield from self._decide(Gone(topic.device))
         elif topic.kind is Kind.ENROLL:
@@ -265,6 +274,13 @@ class Service:
         bundle = self._bundle_of(ask) if ask.name in NEED_BUNDLE else None
         release = self._release_of(ask) if ask.name == ROLLBACK else None
         yield from self._decide(Asked(ask, topic.cid, bundle, release, self._machine.now_ms()))
+
+    def _progress(self, topic: Topic, delivery: Delivery) -> Iterator[Effect]:
+        """A device's word on a command; our own, which is signed, and a cleared topic are passed over."""
+        plain = parse_json(delivery.payload) if delivery.payload else {}
+        if plain and not (isinstance(plain, dict) and "sig" in plain):
+            said = decode_as(CommandProgress, delivery.payload)
+            yield from self._decide(Progressed(topic, said, self._machine.now_ms()))
 
     def _release_of(self, ask: Ask) -> Release | None:
         """The earlier version that a command names, or the best measured of the task's model; None without one."""
@@ -351,8 +367,8 @@ class Service:
     def _sealed(self, send: Send, ts: int) -> tuple[str, bytes, bool]:
         topic, message = str(send.topic), replace(send.message, ts=ts)
         if isinstance(message, Signed):
-            # One counter for all claims: their topics are not the fleet's to count.
-            name = Kind.ENROLLED if send.topic.kind is Kind.ENROLLED else topic
+            # One counter for all claims, whose topics are not the fleet's to count; and one for all commands.
+            name = send.topic.kind if send.topic.kind in (Kind.ENROLLED, Kind.DEVICE_COMMAND) else topic
             message = replace(message, counter=self.store.next_counter(f"topic/{name}"))
             return topic, seal(message, self.key, self.fleet, topic), send.retain
         return topic, encode(message), send.retain

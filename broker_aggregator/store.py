@@ -24,9 +24,12 @@ from broker_aggregator.events import (
     RecordVerdict,
     ReleaseState,
     RemoveClaim,
+    RemoveCommand,
     RemoveTask,
     SaveCertificate,
     SaveClaim,
+    SaveCommand,
+    SaveConfiguration,
     SaveCounter,
     SaveDevice,
     SaveEvaluation,
@@ -34,11 +37,11 @@ from broker_aggregator.events import (
     SaveTask,
     Withhold,
 )
-from broker_aggregator.fleet import Certificate, Claim
+from broker_aggregator.fleet import Certificate, Claim, CommandRecord, Configuration
 from broker_aggregator.schema import MIGRATIONS, SCHEMA, SCHEMA_VERSION
 from broker_aggregator.store_reader import StoreReader
 from fl_protocol.codec import encode
-from fl_protocol.messages import DeviceState, Plan, Result
+from fl_protocol.messages import DeviceState, Plan, Reported, Result
 from fl_protocol.tensors import Vector
 
 DISPOSALS: Mapping[ReleaseState, str] = {"released": "counted", "canary": "buffered", "withheld": "quarantined"}
@@ -154,6 +157,17 @@ class SqliteStore(StoreReader):
                 self._db.execute(
                     "INSERT OR REPLACE INTO certificate VALUES (?,?)", (certificate.serial, _json(certificate))
                 )
+            case SaveCommand(command):
+                row = command.id, command.device, _json(command)
+                self._db.execute("INSERT OR REPLACE INTO command VALUES (?,?,?)", row)
+            case RemoveCommand(name):
+                self._db.execute("DELETE FROM command WHERE id = ?", (name,))
+            case SaveConfiguration(configuration):
+                self._db.execute(
+                    "INSERT OR REPLACE INTO configuration VALUES (?,?)", (configuration.device, _json(configuration))
+                )
+            case SaveState(device, Reported() as reported):
+                self._db.execute("INSERT OR REPLACE INTO reported VALUES (?,?,?)", (device, _text(reported), ts))
             case SaveState(device, state):
                 column = "state" if isinstance(state, DeviceState) else "info"
                 self._db.execute(
@@ -293,7 +307,7 @@ class SqliteStore(StoreReader):
             )
 
 
-def _json(record: Claim | Certificate) -> str:
+def _json(record: Claim | Certificate | CommandRecord | Configuration) -> str:
     return json.dumps(asdict(record), sort_keys=True)
 
 

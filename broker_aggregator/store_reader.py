@@ -9,14 +9,14 @@ import msgpack
 import numpy as np
 
 from broker_aggregator.events import Release
-from broker_aggregator.fleet import KEPT_VERDICTS, Certificate, Claim, Device
+from broker_aggregator.fleet import KEPT_VERDICTS, Certificate, Claim, CommandRecord, Configuration, Device
 from broker_aggregator.releasing import Buffered
 from broker_aggregator.restoring import KeptCanary, KeptTask, Loaded, not_kept, restored_fleet, restored_task
 from broker_aggregator.schema import SCHEMA_VERSION
 from broker_aggregator.task import KEPT_NORMS
 from fl_protocol.codec import decode_as
 from fl_protocol.errors import ConfigError
-from fl_protocol.messages import DeviceState, Plan, Result, Update
+from fl_protocol.messages import DeviceState, Plan, Reported, Result, Update
 from fl_protocol.tensors import ModelLayout, Vector
 
 
@@ -72,6 +72,8 @@ class StoreReader:
             {row["name"]: row["value"] for row in self.query("SELECT * FROM counter")},
             self.claims(),
             self.certificates(),
+            self.commands(),
+            self.configurations(),
         )
 
     def claims(self) -> dict[str, Claim]:
@@ -82,6 +84,21 @@ class StoreReader:
         """All that were ever issued, by serial number."""
         rows = self.query("SELECT * FROM certificate ORDER BY serial")
         return {r["serial"]: Certificate(**json.loads(r["certificate"])) for r in rows}
+
+    def commands(self) -> dict[str, CommandRecord]:
+        """What devices were told to do, by id."""
+        rows = self.query("SELECT * FROM command ORDER BY id")
+        return {r["id"]: CommandRecord(**json.loads(r["command"])) for r in rows}
+
+    def configurations(self) -> dict[str, Configuration]:
+        """What is wanted of each device, and of all."""
+        rows = self.query("SELECT * FROM configuration ORDER BY device")
+        return {r["device"]: Configuration(**json.loads(r["configuration"])) for r in rows}
+
+    def reported(self) -> dict[str, Reported]:
+        """What configuration each device says that it has."""
+        rows = self.query("SELECT * FROM reported ORDER BY device")
+        return {r["device"]: decode_as(Reported, r["reported"].encode()) for r in rows}
 
     def _devices(self) -> Iterator[Device]:
         for row in self.query("SELECT * FROM device"):

@@ -21,16 +21,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edge_agent.agent import Agent, AgentSettings
+from edge_agent.agent import Agent
 from edge_agent.board import Board
 from edge_agent.config import AgentConfig, TrainingConfig, load_config, load_enrollment, state_directory
+from edge_agent.configuring import AgentSettings
 from edge_agent.data import look_at_data, open_data
 from edge_agent.data_commands import add_data_commands
 from edge_agent.health import read_sensors, read_vitals
 from edge_agent.identity import Identity, describe, load_key, software_version
 from edge_agent.inference import Predictor
 from edge_agent.limits import cores, free_memory_mb, hold_memory
-from edge_agent.logs import log_to_stderr
+from edge_agent.logs import LEAVES, LogRing, log_to_stderr
 from edge_agent.metered import MeteredLink
 from edge_agent.notify import Notifier
 from edge_agent.objects import Objects
@@ -118,7 +119,8 @@ def _enroll(config: AgentConfig, options: argparse.Namespace) -> int:
 
 
 def _run(config: AgentConfig, options: argparse.Namespace) -> int:
-    log_to_stderr(config.log.level, as_json=options.json or config.log.json)
+    log_ring = LogRing()
+    log_to_stderr(config.log.level, as_json=options.json or config.log.json, ring=log_ring)
     with _alone(config.device.state_dir):
         outbox = Outbox(config.device.state_dir / "outbox.sqlite3")
         restored = outbox.start()
@@ -136,6 +138,8 @@ def _run(config: AgentConfig, options: argparse.Namespace) -> int:
             predict_s=config.inference.interval_s,
             health_s=config.health.publish_s,
             state_s=config.health.state_s,
+            measure_s=config.health.measure_s,
+            log_level=config.log.level,
         )
         rng = np.random.default_rng(config.training.seed)
         training, runtime = config.training, _runtime(config.training)
@@ -159,8 +163,10 @@ def _run(config: AgentConfig, options: argparse.Namespace) -> int:
             vitals=lambda: replace(read_vitals(), provider=runtime.in_use),
             renewal=_renewal(config, identity, tls),
             notifier=Notifier(os.environ),
+            forget=data.forgettable.forget if data.forgettable else None,
+            log_ring=log_ring,
         )
-        log.info("%s of fleet %s, start %d", identity.device, identity.fleet, identity.boot)
+        log.info("%s of fleet %s, start %d", identity.device, identity.fleet, identity.boot, extra=LEAVES)
         try:
             log.info("%s", data.source.summary())
         except ConfigError as error:
@@ -170,7 +176,7 @@ def _run(config: AgentConfig, options: argparse.Namespace) -> int:
             service.run(stop)
         finally:
             data.close()
-        log.info("ended")
+        log.info("ended", extra=LEAVES)
     return 0
 
 

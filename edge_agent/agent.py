@@ -7,18 +7,22 @@ No clock, no disk, no thread, no socket: the service runs it on a device, the si
 changes what is known; then `_next` looks at all of it and asks for whatever is due.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 from numpy.random import Generator
 
 from edge_agent import events as e
-from edge_agent.budget import Budget, BudgetConfig
-from edge_agent.gate import YES, GateConfig, Reading, may_train
+from edge_agent.budget import Budget
+from edge_agent.commanding import Commanding
+from edge_agent.configuring import AgentSettings, Configuring
+from edge_agent.gate import YES, Reading, may_train
+from edge_agent.hurrying import hurry, rest
 from edge_agent.identity import Identity
 from edge_agent.intake import ReadBundle
 from edge_agent.inviting import Inviting
 from edge_agent.learning import Training
 from edge_agent.patience import Patience
+from edge_agent.pausing import Pausing
 from edge_agent.saving import Saving
 from edge_agent.sending import Sending, is_of_size
 from edge_agent.slots import read_participation
@@ -52,17 +56,6 @@ _OWN = (
 _FLEET = ((Kind.SYNC, 1), (Kind.GATEWAY, 1))
 
 
-@dataclass(frozen=True, kw_only=True)
-class AgentSettings:
-    """What the operator decides about the heart."""
-
-    gate: GateConfig = field(default_factory=GateConfig)
-    budget: BudgetConfig = field(default_factory=BudgetConfig)
-    predict_s: float = 10.0  # 0: never
-    health_s: float = 30.0
-    state_s: float = 10.0  # between two words of a device at work about what it is at
-
-
 class Agent:
     """One device. `wake_at` is when it wants a `Tick`, if nothing happens before."""
 
@@ -76,8 +69,10 @@ class Agent:
         read_bundle: ReadBundle = Bundle.read,
         parts: Parts | None = None,
     ) -> None:
-        self._identity, self._settings, self._rng = identity, settings, rng
+        self._identity, self._rng = identity, rng
         self._effects: list[e.Effect] = []
+        self._configuring = Configuring(identity, settings, restored.configured, self._effects.append, self._adjust)
+        own, settings = settings, self._settings
         self._telling = Telling(identity, info, self._effects.append, settings.state_s)
         self._trust = Trust(identity, restored.counters, self._effects.append)
         self._tasks = Tasks(restored, identity, read_bundle, parts)
@@ -94,6 +89,16 @@ class Agent:
         self._announce_at, self._health_at, self._predict_at = NEVER, 0.0, 0.0
         self._patience = Patience()
         self.wake_at = 0.0
+        self._pausing = Pausing(restored.paused, self._effects.append)
+        self._commanding = Commanding(identity, restored.commands, self._pausing, self._effects.append)
+        self._judge()
+        if settings != own:
+            self._adjust(settings)
+
+    @property
+    def _settings(self) -> AgentSettings:
+        """Those in force: the device's own, and what the gateway wants above them."""
+        return self._configuring.settings
 
     @property
     def counts(self) -> bool:
@@ -102,6 +107,7 @@ class Agent:
 
     def handle(self, event: e.Event, now: float) -> list[e.Effect]:
         """Take one event; `now` in seconds, of a clock that only grows."""
+        self._commanding.expire(now)
         try:
             self._take(event, now)
         except ProtocolError as error:
@@ -121,6 +127,7 @@ class Agent:
             case Disconnected():
                 self._link = None
                 self._telling.disconnected()
+                self._commanding.disconnected()
             case Undeliverable(topic, size, reason):
                 self._undeliverable(topic, size, reason, now)
             case e.Loaded(sha256, data, other):
@@ -143,11 +150,16 @@ class Agent:
             case e.TrainingFailed(_, code, why):
                 self._training_failed(code, why, now)
             case e.Measured():
-                self._measured, self._gate = event, may_train(self._settings.gate, event.reading, self._gate.hot)
+                self._take_reading(event, now)
                 self._budget.count(event.bytes_up, event.bytes_down, now)
                 self._budget.measure(event.reading.metered, event.reading.local_s, now)
             case e.Counted(bytes_up, bytes_down):
                 self._budget.count(bytes_up, bytes_down, now)
+            case e.LogRead() | e.ExamplesErased():
+                self._commanding.answered(event)
+                if isinstance(event, e.ExamplesErased):
+                    for each in self._tasks:
+                        each.look_at = now if each.intake.work else each.look_at
             case e.Predicted(name, version, guess):
                 if self._budget.may_begin():
                     self._telling.prediction(name, version, guess)
@@ -157,6 +169,26 @@ class Agent:
             case e.Tick():
                 pass
 
+    def _take_reading(self, event: e.Measured, now: float) -> None:
+        self._measured, self._commanding.local_s = event, event.reading.local_s
+        self._pausing.measured(event.reading.local_s, now)
+        self._judge()
+        if self._commanding.reports:
+            self._commanding.measured(self._telling.vitals(event, self._gate, self._budget.tightest))
+
+    def _judge(self) -> None:
+        """May the device train: what the sensors say, and the operator."""
+        gate = may_train(self._settings.gate, self._measured.reading, self._gate.hot)
+        self._gate = self._pausing.judge(gate)
+
+    def _adjust(self, settings: AgentSettings) -> None:
+        """Other settings are in force."""
+        self._budget.configure(settings.budget)
+        self._telling.slow_down(settings.state_s)
+        self._health_at = self._predict_at = 0.0
+        self._judge()
+        self._effects.append(e.Adjust(settings.measure_s, settings.log_level))
+
     # --- what the broker brings ----------------------------------------------------------------------------------
 
     def _connected(self, event: Connected, now: float) -> None:
@@ -165,6 +197,8 @@ class Agent:
         self._patience.renew(now, self._rng)
         self._send_again(now)
         self._telling.connected(event)
+        self._commanding.connected()
+        self._configuring.connected()
 
     def _follow(self, kinds: tuple[tuple[Kind, int], ...]) -> None:
         """Subscribe; what is retained comes with it, once more."""
@@ -180,8 +214,12 @@ class Agent:
                 first = not self._tasks.assigned
                 desired = self._trust.unseal(m.Desired, name, payload) if payload else None
                 self._effects += self._tasks.take_desired(desired)
+                self._commanding.take_desired(desired)
+                self._configuring.take_desired(desired)
                 if first:
                     self._send_again(now)
+            case Kind.DEVICE_COMMAND:
+                self._commanding.hear(topic, delivery, now)
             # A cleared plan or manifest is signed by nobody, and changes nothing: a signed Desired ends a task.
             case Kind.PLAN if task and payload:
                 self._take_plan(task, self._trust.unseal(m.Plan, name, payload), now)
@@ -267,6 +305,12 @@ class Agent:
                 if (task := self._tasks.known.get(update.task)) and task.pending is update:
                     task.settle(result)
                     self._effects.append(e.Note("info", f"{task.name}: update {update.seq} {result.verdict}"))
+            case e.SaveCommand(command):
+                self._commanding.saved(command)
+            case e.SavePaused():
+                self._judge()
+            case e.SaveConfigured(configured):
+                self._configuring.saved(configured)
             case e.SaveObject() if all(task.intake.plan for task in self._tasks.known.values()):
                 self._effects.append(e.KeepObjects(self._tasks.wanted))
 
@@ -293,6 +337,9 @@ class Agent:
         work = f"{result.local_steps} steps on {result.num_examples} examples in {result.train_seconds:.1f} s"
         size, plain = len(effect.update.sealed), training.work.bundle.layout.size * FLOAT32
         self._budget.made(size, now)
+        self._commanding.end_hurried(
+            "successful", f"{training.task.name}: trained from version {training.base.version}"
+        )
         fewer = f"{size} bytes to send, as float32 {plain}: {plain / size:.1f} times fewer"
         text = f"{training.task.name}: trained from version {training.base.version}, {work}; {fewer}"
         self._effects.append(e.Note("info", text))
@@ -309,10 +356,12 @@ class Agent:
         task.failures += 1
         task.failed_for = why
         self._telling.complain("training failed", code, f"{task.name}: {why}", now)
+        self._commanding.end_hurried("failed", f"{task.name}: {why}", code)
 
     # --- what is due ---------------------------------------------------------------------------------------------
 
     def _next(self, now: float) -> None:
+        self._pausing.over(now)
         self._saving.book()
         self._saving.give_up(now)
         for task in self._tasks:
@@ -332,6 +381,7 @@ class Agent:
         self._saving.look(now)
         self._look_again(now)
         self._inviting.hold(self._tasks, self._unable(), now)
+        self._hurry(now)
         self._train(now)
         self._predict(now)
         self._tell(now)
@@ -363,8 +413,19 @@ class Agent:
             training = min(ready, key=lambda t: t.task.last_turn)
             self._training, self._paused = replace(training, slot=training.task.place.begin()), False
             training.task.last_turn = now
+            rest(self._tasks)
             self._patience.renew(now, self._rng)
             self._effects.append(self._training.begin(self._rng))
+
+    def _hurry(self, now: float) -> None:
+        """See to the operator's `train-now`: never past the gate."""
+        if not self._commanding.hurried:
+            rest(self._tasks)
+        elif self._training is None:
+            can, why = hurry(self._tasks, self._unable(), now)
+            self._commanding.waits_for = why
+            if not can:
+                self._commanding.end_hurried("rejected", why, Code.COMMAND)
 
     def _unable(self) -> str:
         """What keeps the device from training for any task, for people."""
@@ -422,6 +483,7 @@ class Agent:
 
     def _next_wake(self, now: float) -> float:
         times = [self._unsaved.wake_at, self._announce_at, self._health_at, self._telling.wake_at]
+        times += [self._pausing.wake_at, self._commanding.wake_at]
         if self._settings.predict_s:
             times.append(self._predict_at)
         if self._link and not self._saving.lacking:

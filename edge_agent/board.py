@@ -18,6 +18,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from edge_agent.logs import LEAVES
+
 log = logging.getLogger("edge_agent")
 
 _PI_THROTTLED = "devices/platform/soc/soc:firmware/get_throttled"  # of the Pi's own kernels; else `vcgencmd` is asked
@@ -86,7 +88,7 @@ class Board:
             try:
                 said = self.firmware()
             except OSError as error:  # TimeoutError is one
-                log.warning("vcgencmd: %s; it is not asked again", error)
+                log.warning("vcgencmd: %s; it is not asked again", error, extra=LEAVES)
                 self.firmware = None
         try:
             return int(said, 16)

@@ -104,6 +104,10 @@ class Budget:
 
     # --- what is told ---
 
+    def configure(self, config: BudgetConfig) -> None:
+        """Other limits, from now on; what is spent is spent."""
+        self._config = config
+
     def count(self, bytes_up: int, bytes_down: int, now: float) -> None:
         """The socket's counters since this start; `now` is a clock that only grows."""
         self._pass(now)

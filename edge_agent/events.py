@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from edge_agent.budget import Spent
+from edge_agent.commands import Configured, KeptCommand, Paused
 from edge_agent.gate import Reading, Vitals
 from edge_agent.training import TrainingResult, WorkOrder
 from fl_protocol.bundle import Bundle
@@ -59,6 +60,9 @@ class Restored:
     residuals: Mapping[str, LocalVector] = field(default_factory=dict)  # by task
     personal: Mapping[str, LocalVector] = field(default_factory=dict)  # by task
     spent: Spent = field(default_factory=Spent)  # of the day's byte budget
+    commands: tuple[KeptCommand, ...] = ()
+    paused: Paused | None = None
+    configured: Configured = field(default_factory=Configured)
 
 
 # --- effects: durable --------------------------------------------------------------------------------------------
@@ -104,6 +108,34 @@ class SaveSpent:
 
 
 @dataclass(frozen=True)
+class SaveCommand:
+    """A command and how far it is."""
+
+    command: KeptCommand
+
+
+@dataclass(frozen=True)
+class ForgetCommand:
+    """The gateway has its answer, or waits for none any more."""
+
+    cid: str
+
+
+@dataclass(frozen=True)
+class SavePaused:
+    """The operator's pause, or that there is none."""
+
+    paused: Paused | None
+
+
+@dataclass(frozen=True)
+class SaveConfigured:
+    """The wanted configuration that is good, and from now on in force."""
+
+    configured: Configured
+
+
+@dataclass(frozen=True)
 class SaveObject:
     """A verified object, under its SHA-256."""
 
@@ -118,7 +150,19 @@ class KeepObjects:
     sha256s: frozenset[str]
 
 
-Durable = SaveUpdate | Settle | Forget | SaveCounter | SaveSpent | SaveObject | KeepObjects
+Durable = (
+    SaveUpdate
+    | Settle
+    | Forget
+    | SaveCounter
+    | SaveSpent
+    | SaveCommand
+    | ForgetCommand
+    | SavePaused
+    | SaveConfigured
+    | SaveObject
+    | KeepObjects
+)
 
 # --- effects: the rest -------------------------------------------------------------------------------------------
 
@@ -194,6 +238,34 @@ class Predict:
 
 
 @dataclass(frozen=True)
+class ReadLog:
+    """Look at the newest lines of the agent's log; `LogRead` follows."""
+
+    cid: str
+    lines: int
+
+
+@dataclass(frozen=True)
+class EraseExamples:
+    """Erase the ring; `ExamplesErased` follows."""
+
+    cid: str
+
+
+@dataclass(frozen=True)
+class Measure:
+    """Read the sensors now; `Measured` follows."""
+
+
+@dataclass(frozen=True)
+class Adjust:
+    """How often to read the sensors, and what to log, from now on."""
+
+    measure_s: float
+    log_level: str
+
+
+@dataclass(frozen=True)
 class Note:
     """A line for the log."""
 
@@ -201,7 +273,22 @@ class Note:
     text: str
 
 
-Effect = Durable | Send | Subscribe | Unsubscribe | Load | ReadExamples | Train | Pause | Predict | Note
+Effect = (
+    Durable
+    | Send
+    | Subscribe
+    | Unsubscribe
+    | Load
+    | ReadExamples
+    | Train
+    | Pause
+    | Predict
+    | ReadLog
+    | EraseExamples
+    | Measure
+    | Adjust
+    | Note
+)
 
 # --- events (besides the transport's own) ------------------------------------------------------------------------
 
@@ -299,6 +386,24 @@ class Predicted:
 
 
 @dataclass(frozen=True)
+class LogRead:
+    """The newest lines of the log, scrubbed, oldest first."""
+
+    cid: str
+    lines: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ExamplesErased:
+    """How many examples there were; `why` is why they could not be erased, `ours` whether they were ours to erase."""
+
+    cid: str
+    num_examples: int = 0
+    why: str = ""
+    ours: bool = True
+
+
+@dataclass(frozen=True)
 class Tick:
     """Time passed."""
 
@@ -323,6 +428,8 @@ Event = (
     | Measured
     | Counted
     | Predicted
+    | LogRead
+    | ExamplesErased
     | Tick
     | Stop
 )

@@ -11,6 +11,7 @@ from fl_protocol.codec import decode, decode_as
 from fl_protocol.errors import Code, ProtocolError
 from fl_protocol.messages import (
     Chunk,
+    CommandProgress,
     DeviceEvent,
     DeviceInfo,
     DeviceState,
@@ -22,6 +23,7 @@ from fl_protocol.messages import (
     Offer,
     Prediction,
     Renew,
+    Reported,
     SlotAnswer,
     Update,
     Want,
@@ -33,6 +35,8 @@ LEAVING: Mapping[Kind, type[Message]] = {
     Kind.INFO: DeviceInfo,
     Kind.HEALTH: Health,
     Kind.EVENT: DeviceEvent,
+    Kind.REPORTED: Reported,
+    Kind.DEVICE_COMMAND: CommandProgress,  # with lines of the log that were marked for it: see logs.py
     Kind.PREDICTION: Prediction,  # a label; a number, which may be close to a measured one, only if `tell_numbers`
     Kind.UPDATE: Envelope,  # signed by the device, with an update in it
     Kind.OFFER: Offer,
@@ -54,7 +58,7 @@ def check_leaving(topic: str, message: Message | bytes) -> None:
     allowed = LEAVING.get(kind)
     if allowed is None:
         raise _refused(kind.name)
-    said = decode(kind, message) if isinstance(message, bytes) else message
+    said = decode(kind, message) if isinstance(message, bytes) else message  # a command's topic has two messages
     if type(said) is not allowed or said.extra:
         raise _refused(f"{type(said).__name__} on {kind.name}")
     if isinstance(said, Envelope) and decode_as(Update, said.body).extra:

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 
+from edge_agent.logs import LEAVES
 from edge_agent.metering import command_of
 
 log = logging.getLogger("edge_agent")
@@ -53,7 +54,7 @@ class MeteredLink:
             self._warned = False
         except (OSError, subprocess.TimeoutExpired) as error:
             if not self._warned:
-                log.warning("budget.metered: %s; the link is taken to be metered", error)
+                log.warning("budget.metered: %s; the link is taken to be metered", error, extra=LEAVES)
             self._metered = self._warned = True
 
 

@@ -5,6 +5,7 @@ power cut. One process at a time; nothing here decides anything.
 """
 
 import errno
+import json
 import secrets
 import sqlite3
 from collections.abc import Iterator
@@ -16,12 +17,17 @@ from typing import Any
 import numpy as np
 
 from edge_agent.budget import Spent
+from edge_agent.commands import Configured, KeptCommand, Paused, read_command, write_command
 from edge_agent.events import (
     Forget,
+    ForgetCommand,
     LocalVector,
     PendingUpdate,
     Restored,
+    SaveCommand,
+    SaveConfigured,
     SaveCounter,
+    SavePaused,
     SaveSpent,
     SaveUpdate,
     Settle,
@@ -32,6 +38,7 @@ from fl_protocol.tensors import Vector
 
 SCHEMA = 1
 LEDGER_ROWS = 100_000
+_COMMAND = "command/"  # + cid: a row of `meta` each, so that earlier software still opens the file
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _TABLES = """
 CREATE TABLE meta     (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
@@ -81,6 +88,9 @@ class Outbox:
                 residuals=self._vectors("residuals"),
                 personal=self._vectors("personal"),
                 spent=self._spent(),
+                commands=self._commands(),
+                paused=Paused(**kept) if (kept := self._meta_json("paused")) else None,
+                configured=Configured(**(self._meta_json("configured") or {})),
             )
         except (sqlite3.Error, ValueError, TypeError) as error:
             raise self._unusable(error) from None
@@ -108,6 +118,14 @@ class Outbox:
                         self._count(topic, counter)
                     case SaveSpent(spent):
                         self._set_meta(**{f"spent_{name}": value for name, value in asdict(spent).items()})
+                    case SaveCommand(command):
+                        self._set_meta(**{_COMMAND + command.cid: write_command(command)})
+                    case ForgetCommand(cid):
+                        self._db.execute("DELETE FROM meta WHERE name = ?", [_COMMAND + cid])
+                    case SavePaused(paused):
+                        self._set_meta(paused=json.dumps(paused and asdict(paused)))
+                    case SaveConfigured(configured):
+                        self._set_meta(configured=json.dumps(asdict(configured)))
         except (sqlite3.Error, OSError) as error:
             if _is_full(error):
                 return False
@@ -161,6 +179,13 @@ class Outbox:
         names = [field.name for field in fields(Spent)]
         kept = {name: self._meta(f"spent_{name}") for name in names}
         return Spent() if kept["total"] is None else Spent(**kept)
+
+    def _commands(self) -> tuple[KeptCommand, ...]:
+        rows = self._db.execute("SELECT value FROM meta WHERE name GLOB ? ORDER BY name", [f"{_COMMAND}*"])
+        return tuple(read_command(text) for (text,) in rows)
+
+    def _meta_json(self, name: str) -> Any:
+        return json.loads(self._meta(name) or "null")
 
     def _put(self, table: str, task: str, fingerprint: str, blob: bytes, origin: int) -> None:
         row = [task, fingerprint, blob, origin]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from edge_agent.enrolling import ASK_S, AUTHORITY, DEVICE, REQUEST, request_key
 from edge_agent.leaving import check_leaving
+from edge_agent.logs import LEAVES
 from fl_protocol.certificates import check_issued, key_pem, make_request, read_certificate, renew_at
 from fl_protocol.codec import encode
 from fl_protocol.durable import write_durably
@@ -68,7 +69,7 @@ class Renewal:
         try:
             answer = unseal(Certified, payload, self._public_key, self._fleet, self._from)
             if answer.status != "issued":
-                log.error("no new certificate: %s %s", answer.code, answer.why)
+                log.error("no new certificate: %s %s", answer.code, answer.why, extra=LEAVES)
                 return
             key = request_key(self._folder)
             authority = (self._folder / AUTHORITY).read_bytes()
@@ -81,4 +82,4 @@ class Renewal:
             (self._folder / REQUEST).unlink()
         self._context.load_cert_chain(self._folder / DEVICE)
         self._due_ms, self._patience_s = self._read(), ASK_S
-        log.info("a new certificate, good until %s", f"{issued.not_valid_after_utc:%Y-%m-%d}")
+        log.info("a new certificate, good until %s", f"{issued.not_valid_after_utc:%Y-%m-%d}", extra=LEAVES)

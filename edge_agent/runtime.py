@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent.limits import cores
+from edge_agent.logs import LEAVES
 from edge_agent.pages import drop_untouched_text
 from edge_agent.training import Provider
 from fl_protocol.errors import Code, ProtocolError
@@ -149,7 +150,8 @@ class Runtime:
         return self.name if self._used else None
 
     def _fall_back(self, why: str) -> None:
-        log.warning("the provider %s %s; the processor is used instead: %s", self._wanted, why, _INSTALL)
+        text = f"the provider {self._wanted} {why}; the processor is used instead: {_INSTALL}"
+        log.warning("%s", text, extra=LEAVES)
         self._provider = CPU
 
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from edge_agent.logs import LEAVES
 from edge_agent.ring import Ring
 from edge_agent.ring_files import CLOCK_SET_S, Held
 from edge_agent.windows import Example, Windows, used
@@ -135,11 +136,12 @@ class Sensors:
             case Connected(limits=limits):
                 self._connected = True
                 self._transport.subscribe([(topic, 0) for topic in self._windows.topics])
-                log.info("connected to %s, MQTT %s", self._broker, limits.version)
+                log.info("connected to %s, MQTT %s", self._broker, limits.version, extra=LEAVES)
             case Disconnected(reason, retry_in_s):
                 what, self._connected = ("lost" if self._connected else "cannot reach"), False
                 self._windows.interrupted()
-                log.warning("%s %s (%s); trying again in %.0f s", what, self._broker, reason, retry_in_s)
+                text = f"{what} {self._broker} ({reason}); trying again in {retry_in_s:.0f} s"
+                log.warning("%s", text, extra=LEAVES)
             case Undeliverable(topic, _, reason):
                 log.error("sensors: %s cannot be subscribed to: %s", topic, reason)
 

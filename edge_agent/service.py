@@ -21,11 +21,13 @@ from edge_agent.gate import Reading, Vitals
 from edge_agent.health import read_vitals
 from edge_agent.inference import Predictor
 from edge_agent.leaving import check_leaving
+from edge_agent.logs import LEAVES, LogRing
 from edge_agent.notify import Notifier
 from edge_agent.objects import Objects
+from edge_agent.ring_files import Held
 from edge_agent.sources import InputSpec, Source, Watching
 from edge_agent.sources.checks import told
-from edge_agent.storage import Database
+from edge_agent.storage import Database, Kept
 from edge_agent.worker import Worker
 from fl_protocol.bundle import Bundle
 from fl_protocol.codec import encode
@@ -76,6 +78,8 @@ class Service:
         clock: Callable[[], float] = time.monotonic,
         wall_ms: Callable[[], int] = wall_ms,
         notifier: Notifier | None = None,
+        forget: Callable[[], Held] | None = None,
+        log_ring: LogRing | None = None,
     ) -> None:
         self._agent, self._transport, self._outbox, self._objects = agent, transport, outbox, objects
         self._source, self._sensors, self._vitals = source, sensors, vitals
@@ -88,6 +92,7 @@ class Service:
         self._broker, self._connected = broker, False
         self._renewal = renewal
         self._notifier = notifier or Notifier({})
+        self._forget, self._log_ring = forget, log_ring or LogRing()
 
     @property
     def wake_at(self) -> float:
@@ -151,13 +156,13 @@ class Service:
 
     def _perform(self, effect: e.Effect) -> e.Event | None:
         match effect:
-            case e.SaveUpdate() | e.Settle() | e.Forget() | e.SaveCounter() | e.SaveSpent():
-                return e.Saved(effect) if self._outbox.apply(effect) else e.DiskFull(effect)
             case e.SaveObject(sha256, data):
                 return e.Saved(effect) if self._objects.save(sha256, data) else e.DiskFull(effect)
             case e.KeepObjects(sha256s):
                 self._objects.keep(sha256s)
                 return e.Saved(effect)
+            case _ if isinstance(effect, Kept):
+                return e.Saved(effect) if self._outbox.apply(effect) else e.DiskFull(effect)
             case e.Send():
                 return self._send(effect)
             case e.Subscribe(filters):
@@ -175,8 +180,17 @@ class Service:
                 self._worker.pause(paused)
             case e.Predict():
                 return self._predict(effect)
+            case e.ReadLog(cid, lines):
+                return e.LogRead(cid, self._log_ring.newest(lines))
+            case e.EraseExamples(cid):
+                return self._erase(cid)
+            case e.Measure():
+                return self._measured()
+            case e.Adjust(measure_s, log_level):
+                self._measure_s, self._measure_at = measure_s, 0.0
+                log.setLevel(log_level.upper())
             case e.Note(level, text):
-                log.log(getattr(logging, level.upper()), "%s", text)
+                log.log(getattr(logging, level.upper()), "%s", text, extra=LEAVES)
         return None
 
     def _send(self, effect: e.Send) -> Undeliverable | None:
@@ -202,6 +216,18 @@ class Service:
             return e.ExamplesMissing(effect.task, told(error))
         log.info("%s: %d examples, %d held out", effect.task, len(dataset.train), len(dataset.validation))
         return e.ExamplesRead(effect.task, len(dataset.train))
+
+    def _erase(self, cid: str) -> e.ExamplesErased:
+        """Erase the ring, where there is one."""
+        if self._forget is None:
+            why = "the examples lie in a folder or a plug-in's place, which are not the agent's to erase"
+            return e.ExamplesErased(cid, why=why, ours=False)
+        try:
+            gone = self._forget()
+        except (ConfigError, OSError) as error:
+            log.error("the ring cannot be erased: %s", error)
+            return e.ExamplesErased(cid, why="the ring cannot be erased: its disk has errors, see the device's log")
+        return e.ExamplesErased(cid, gone.examples)
 
     def _train(self, effect: e.Train) -> e.Event | None:
         try:
@@ -247,10 +273,11 @@ class Service:
         match event:
             case Connected(limits=limits):
                 self._connected = True
-                log.info("connected to %s, MQTT %s", self._broker, limits.version)
+                log.info("connected to %s, MQTT %s", self._broker, limits.version, extra=LEAVES)
                 self._notifier.status(f"connected to {self._broker}")
             case Disconnected(reason, retry_in_s):
                 what = "lost" if self._connected else "cannot reach"
                 self._connected = False
-                log.warning("%s %s (%s); trying again in %.0f s", what, self._broker, reason, retry_in_s)
+                text = f"{what} {self._broker} ({reason}); trying again in {retry_in_s:.0f} s"
+                log.warning("%s", text, extra=LEAVES)
                 self._notifier.status(f"{what} {self._broker} ({reason})")

@@ -2,9 +2,22 @@
 
 from typing import Any, Protocol
 
-from edge_agent.events import Forget, Restored, SaveCounter, SaveSpent, SaveUpdate, Settle
+from edge_agent.events import (
+    Forget,
+    ForgetCommand,
+    Restored,
+    SaveCommand,
+    SaveConfigured,
+    SaveCounter,
+    SavePaused,
+    SaveSpent,
+    SaveUpdate,
+    Settle,
+)
 
-Kept = SaveUpdate | Settle | Forget | SaveCounter | SaveSpent
+Kept = (
+    SaveUpdate | Settle | Forget | SaveCounter | SaveSpent | SaveCommand | ForgetCommand | SavePaused | SaveConfigured
+)
 """The durable effects that the database keeps; objects are files."""
 
 

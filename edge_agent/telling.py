@@ -91,9 +91,17 @@ class Telling:
         if state.state == "lost" and (state.boot, state.bseq) <= (self._identity.boot, self._bseq):
             self._state = None
 
+    def slow_down(self, state_s: float) -> None:
+        """How often a device at work says what it is at, from now on."""
+        self._state_s = state_s
+
     def health(self, measured: Measured, gate: Answer, budget: Limit | None = None) -> None:
         """What the sensors say, and what of today's `budget` is spent."""
-        message = Health(
+        self._publish(Kind.HEALTH, self.vitals(measured, gate, budget), qos=0)
+
+    def vitals(self, measured: Measured, gate: Answer, budget: Limit | None = None) -> Health:
+        """The same, for whoever asks."""
+        return Health(
             memory_mb=round(measured.vitals.memory_mb, 1),
             peak_memory_mb=round(measured.vitals.peak_memory_mb, 1),
             cpu_s=round(measured.vitals.cpu_s, 2),
@@ -108,7 +116,6 @@ class Telling:
             bytes_today=budget and budget.used,
             bytes_allowed=budget and budget.most,
         )
-        self._publish(Kind.HEALTH, message, qos=0)
 
     def prediction(self, task: str, version: int, guess: Guess) -> None:
         """What the int8 model said."""

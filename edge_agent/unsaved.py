@@ -2,7 +2,20 @@
 
 from collections.abc import Collection
 
-from edge_agent.events import Durable, Forget, KeepObjects, SaveCounter, SaveObject, SaveSpent, SaveUpdate, Settle
+from edge_agent.events import (
+    Durable,
+    Forget,
+    ForgetCommand,
+    KeepObjects,
+    SaveCommand,
+    SaveConfigured,
+    SaveCounter,
+    SaveObject,
+    SavePaused,
+    SaveSpent,
+    SaveUpdate,
+    Settle,
+)
 
 RETRY_S = 30.0
 
@@ -44,5 +57,9 @@ def _slot(effect: Durable) -> object:
             return type(effect), update.task
         case Forget(task):
             return Forget, task
-        case KeepObjects() | SaveSpent():
+        case SaveCommand(command):
+            return SaveCommand, command.cid
+        case ForgetCommand(cid):
+            return SaveCommand, cid
+        case KeepObjects() | SaveSpent() | SavePaused() | SaveConfigured():
             return type(effect)

@@ -27,6 +27,7 @@ MESSAGE_OF: Mapping[Kind, type[m.Message]] = {
     Kind.EVENT: m.DeviceEvent,
     Kind.PREDICTION: m.Prediction,
     Kind.DESIRED: m.Desired,
+    Kind.REPORTED: m.Reported,
     Kind.UPDATE: m.Envelope,
     Kind.OFFER: m.Offer,
     Kind.CHUNK_UP: m.Chunk,

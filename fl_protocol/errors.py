@@ -26,6 +26,8 @@ class Code(StrEnum):
     DOWNGRADE = "E_DOWNGRADE"
     TASK = "E_TASK"
     CLAIM = "E_CLAIM"
+    COMMAND = "E_COMMAND"
+    DEADLINE = "E_DEADLINE"
 
 
 class ProtocolError(Exception):

@@ -34,6 +34,7 @@ Small = Annotated[int, Meta(ge=0, le=1_000_000)]
 Metrics = Annotated[dict[Word, float], Meta(max_length=64)]
 Settings = Annotated[dict[Word, Word], Meta(max_length=64)]
 
+MAX_COMMANDS = 16  # of a device, open at once
 MAX_OBJECT_BYTES = 1 << 30  # anything offered, fetched or reassembled
 MAX_CHUNKS = 1 << 16
 MAX_CHUNK_BYTES = 1 << 20
@@ -79,6 +80,11 @@ class DeviceState(Message):
     version: Count | None = None
     why: Text = ""
     incarnation: Incarnation | None = None
+
+    @property
+    def connection(self) -> tuple[str | None, int, int]:
+        """Names the connection that it is a word of."""
+        return self.incarnation, self.boot, self.bseq
 
     @property
     def order(self) -> tuple[int, int, float]:
@@ -144,6 +150,44 @@ class Prediction(Message):
     label: Text
     probability: float
     milliseconds: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reported(Message):
+    """Retained at `dev/{id}/twin/reported`: the wanted configuration that is in force, by its revision; 0: none ever.
+
+    `refused` is a later revision that could not be, and `why`: then the one before it stays.
+    """
+
+    revision: Count = 0
+    configuration: Settings = field(default_factory=dict)
+    refused: Count | None = None
+    code: MaybeCode = ""
+    why: Text = ""
+
+
+CommandStatus = Literal["executing", "successful", "failed", "rejected"]
+LogLines = Annotated[tuple[Text, ...], Meta(max_length=200)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CommandProgress(Message):
+    """Retained at `dev/{id}/cmd/{name}/{cid}` in the command's place: what became of it so far.
+
+    `rejected` was never begun, `failed` was. `lines` are the device's log and `health` its vitals, where that was
+    asked for.
+    """
+
+    status: CommandStatus
+    code: MaybeCode = ""
+    why: Text = ""
+    lines: LogLines | None = None
+    health: Health | None = None
+
+    @property
+    def final(self) -> bool:
+        """Whether nothing more comes."""
+        return self.status != "executing"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -344,10 +388,30 @@ class Delta(Message):
 
 @dataclass(frozen=True, kw_only=True)
 class Desired(Signed):
-    """Retained at `dev/{id}/twin/desired`: the tasks that the device takes part in."""
+    """Retained at `dev/{id}/twin/desired`: the tasks that the device takes part in.
+
+    `commands` are the open ones, cid -> name: to no other does the device listen. `configuration` stands above the
+    device's own file, and `revision` is its number; None: nothing is said about it, and what is in force stays.
+    """
 
     tasks: Annotated[tuple[Id, ...], Meta(max_length=64)] = ()
     canary: Annotated[tuple[Id, ...], Meta(max_length=64)] | None = None  # whose versions it tries: `manifest/canary`
+    commands: Annotated[dict[Id, Id], Meta(max_length=MAX_COMMANDS)] | None = None
+    configuration: Settings | None = None
+    revision: Count | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceCommand(Signed):
+    """Retained at `dev/{id}/cmd/{name}/{cid}`: the device is asked for something; see `edge_agent/commanding.py`.
+
+    It answers on the same topic by `CommandProgress`, and the gateway clears the topic. `deadline_s` is what is left
+    of the time in which the gateway wants an answer.
+    """
+
+    status: Literal["init"] = "init"
+    arguments: Settings = field(default_factory=dict)
+    deadline_s: Annotated[int, Meta(ge=1, le=10_000_000)] = 60
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,6 +23,8 @@ class Kind(StrEnum):
     EVENT = "dev/{device}/event"
     PREDICTION = "dev/{device}/prediction"
     DESIRED = "dev/{device}/twin/desired"
+    REPORTED = "dev/{device}/twin/reported"
+    DEVICE_COMMAND = "dev/{device}/cmd/{name}/{cid}"
     UPDATE = "dev/{device}/up/update"
     OFFER = "dev/{device}/up/offer"
     CHUNK_UP = "dev/{device}/up/chunk"

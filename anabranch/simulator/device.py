@@ -15,7 +15,8 @@ from anabranch.simulator.outbox_model import MemoryOutbox
 from anabranch.simulator.power import Death
 from anabranch.simulator.virtual_worker import Pace, VirtualWorker
 from anabranch.simulator.world import EPOCH_MS
-from edge_agent.agent import Agent, AgentSettings
+from edge_agent.agent import Agent
+from edge_agent.configuring import AgentSettings
 from edge_agent.events import Guess
 from edge_agent.gate import Reading, Vitals
 from edge_agent.identity import Identity

@@ -12,12 +12,17 @@ import numpy as np
 from anabranch.simulator.journal import Journal, NoRoom, Table
 from anabranch.simulator.power import CrashPoint
 from edge_agent.budget import Spent
+from edge_agent.commands import Configured, KeptCommand
 from edge_agent.events import (
     Forget,
+    ForgetCommand,
     LocalVector,
     PendingUpdate,
     Restored,
+    SaveCommand,
+    SaveConfigured,
     SaveCounter,
+    SavePaused,
     SaveSpent,
     SaveUpdate,
     Settle,
@@ -34,6 +39,7 @@ class MemoryOutbox(Journal[Kept]):
     """`edge_agent.storage.Database`. `rng` draws the incarnation at the first start; see `Journal` for how it fails."""
 
     __slots__ = (
+        "_commands",
         "_counters",
         "_ledger",
         "_ledger_rows",
@@ -55,7 +61,8 @@ class MemoryOutbox(Journal[Kept]):
     ) -> None:
         super().__init__(crash_point, synchronous=synchronous)
         self._rng, self._ledger_rows = rng, ledger_rows
-        self._meta: Table[Any] = {}  # boot, incarnation, seq, spent; the last ids of updates and ledger
+        self._meta: Table[Any] = {}  # boot, incarnation, seq, spent, paused, configured; the last ids of two tables
+        self._commands: Table[KeptCommand] = {}  # by cid
         self._updates: Table[tuple[int, PendingUpdate]] = {}  # by task, with the id that orders them
         self._residuals: Table[LocalVector] = {}
         self._personal: Table[LocalVector] = {}
@@ -92,6 +99,9 @@ class MemoryOutbox(Journal[Kept]):
             residuals=dict(sorted(self._residuals.items())),
             personal=dict(sorted(self._personal.items())),
             spent=self._meta.get("spent", Spent()),
+            commands=tuple(command for _, command in sorted(self._commands.items())),
+            paused=self._meta.get("paused"),
+            configured=self._meta.get("configured", Configured()),
         )
 
     def incarnation(self) -> str:
@@ -119,6 +129,15 @@ class MemoryOutbox(Journal[Kept]):
                         self._count(topic, counter)
                     case SaveSpent(spent):
                         self._set(self._meta, "spent", spent)
+                    case SaveCommand(command):
+                        self._set(self._commands, command.cid, command)
+                    case ForgetCommand(cid):
+                        if cid in self._commands:
+                            self._delete(self._commands, cid)
+                    case SavePaused(paused):
+                        self._set(self._meta, "paused", paused)
+                    case SaveConfigured(configured):
+                        self._set(self._meta, "configured", configured)
                 self._done(effect)
         except NoRoom:
             return False

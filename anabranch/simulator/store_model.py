@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 from anabranch.simulator.journal import Journal, Table
 from anabranch.simulator.power import CrashPoint, never
 from broker_aggregator import events as e
-from broker_aggregator.fleet import Certificate, Claim, Device
+from broker_aggregator.fleet import Certificate, Claim, CommandRecord, Configuration, Device
 from broker_aggregator.releasing import Buffered
 from broker_aggregator.restoring import KeptCanary, KeptTask, Loaded, not_kept, restored_fleet, restored_task
 from broker_aggregator.store import DISPOSALS
 from broker_aggregator.task import KEPT_NORMS
-from fl_protocol.messages import DeviceState, Plan, Result, Update
+from fl_protocol.messages import DeviceState, Plan, Reported, Result, Update
 from fl_protocol.tensors import ModelLayout, vector_bytes
 
 Name = tuple[str, str, int]  # device, incarnation, seq
@@ -68,11 +68,14 @@ class MemoryStore(Journal[e.Durable]):
     __slots__ = (
         "_certificates",
         "_claims",
+        "_commands",
+        "_configurations",
         "_counters",
         "_devices",
         "_ledger",
         "_plans",
         "_releases",
+        "_reported",
         "_suspects",
         "_tasks",
         "keep_releases",
@@ -85,6 +88,9 @@ class MemoryStore(Journal[e.Durable]):
         self._devices: Table[_Member] = {}
         self._claims: Table[Claim] = {}
         self._certificates: Table[Certificate] = {}
+        self._commands: Table[CommandRecord] = {}
+        self._configurations: Table[Configuration] = {}
+        self._reported: Table[Reported] = {}
         self._tasks: Table[e.SaveTask] = {}
         self._plans: dict[str, Table[tuple[Plan, ModelLayout]]] = {}  # task -> revision
         self._releases: dict[str, Table[_Version]] = {}  # task -> version
@@ -144,6 +150,15 @@ class MemoryStore(Journal[e.Durable]):
                     self._delete(self._claims, name)
             case e.SaveCertificate(certificate):
                 self._set(self._certificates, certificate.serial, certificate)
+            case e.SaveCommand(command):
+                self._set(self._commands, command.id, command)
+            case e.RemoveCommand(name):
+                if name in self._commands:
+                    self._delete(self._commands, name)
+            case e.SaveConfiguration(configuration):
+                self._set(self._configurations, configuration.device, configuration)
+            case e.SaveState(device, Reported() as reported):
+                self._set(self._reported, device, reported)
             case e.SaveState(device, state):
                 if device in self._devices:
                     member = self._devices[device]
@@ -234,7 +249,13 @@ class MemoryStore(Journal[e.Durable]):
             dict(sorted(self._counters.items())),
             dict(sorted(self._claims.items())),
             dict(sorted(self._certificates.items())),
+            dict(sorted(self._commands.items())),
+            dict(sorted(self._configurations.items())),
         )
+
+    def reported(self) -> dict[str, Reported]:
+        """What configuration each device says that it has."""
+        return dict(sorted(self._reported.items()))
 
     def _kept_task(self, saved: e.SaveTask) -> KeptTask:
         name = saved.plan.task

@@ -27,8 +27,8 @@ from anabranch.simulator.vary import varied
 from anabranch.simulator.world import World
 from broker_aggregator.config import GatewayConfig
 from broker_aggregator.config import GatewaySection as GatewaySettings
-from edge_agent.agent import AgentSettings
 from edge_agent.budget import BudgetConfig
+from edge_agent.configuring import AgentSettings
 from fl_protocol.better import reaches
 from fl_protocol.bundle import Bundle
 from fl_protocol.durable import write_durably

@@ -19,7 +19,10 @@ from broker_aggregator.events import (
     RecordUpdate,
     RecordVerdict,
     Release,
+    RemoveCommand,
     RemoveTask,
+    SaveCommand,
+    SaveConfiguration,
     SaveCounter,
     SaveDevice,
     SaveEvaluation,
@@ -27,11 +30,12 @@ from broker_aggregator.events import (
     SaveTask,
     Withhold,
 )
+from broker_aggregator.fleet import CommandRecord, Configuration
 from broker_aggregator.releasing import digest
 from broker_aggregator.storage import Store
 from broker_aggregator.store import SqliteStore
 from fl_protocol.errors import ConfigError
-from fl_protocol.messages import DeviceInfo, DeviceState, Plan, Result
+from fl_protocol.messages import DeviceInfo, DeviceState, Plan, Reported, Result
 from fl_protocol.tensors import ModelLayout, TensorEntry
 from tests.support.disks import rows
 from tests.support.fleet import LAYOUT, Gateway, make_update
@@ -85,9 +89,22 @@ def others() -> st.SearchStrategy[Durable]:
     key = st.sampled_from(["0" * 64, "1" * 64])
     states = st.one_of(
         st.builds(DeviceState, state=st.sampled_from(["ready", "lost"]), boot=numbers, bseq=numbers),
+        st.builds(Reported, revision=numbers, why=st.sampled_from(["", "no"])),
         st.builds(DeviceInfo, software=st.just("x/1"), public_key=key, incarnation=st.just("0" * 16)),
     )
     counters = st.sampled_from(["boot", "versions/a"])
+    commands = st.builds(
+        CommandRecord,
+        id=st.sampled_from(["c1", "c2"]),
+        device=devices,
+        name=st.just("pause"),
+        arguments=st.just({"minutes": "3"}),
+        asked_ms=numbers,
+        deadline_ms=numbers,
+        status=st.sampled_from(["asked", "executing", "successful"]),
+        lines=st.sampled_from([None, ["a line"]]),
+        health=st.sampled_from([None, {"memory_mb": 1.5}]),
+    )
     return st.one_of(
         st.builds(
             SaveTask,
@@ -104,6 +121,12 @@ def others() -> st.SearchStrategy[Durable]:
         st.builds(SaveDevice, devices, key, st.booleans()),
         st.builds(SaveState, devices, states),
         st.builds(SaveCounter, counters, numbers),
+        st.builds(SaveCommand, commands),
+        st.builds(RemoveCommand, st.sampled_from(["c1", "c2"])),
+        st.builds(
+            SaveConfiguration,
+            st.builds(Configuration, devices | st.just("*"), numbers, st.just({"log.level": "debug"})),
+        ),
     )
 
 
@@ -206,6 +229,7 @@ def seen(store: SqliteStore | MemoryStore) -> object:
         {(t, v): plain(store.counted_in(t, v)) for t in TASKS for v in kept[t] if (t, v) not in pruned},
         {sha256: store.vector_bytes(sha256) for sha256 in hashes},
         store.suspects(),
+        plain(store.reported()),
     ]
 
 

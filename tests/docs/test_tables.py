@@ -21,6 +21,10 @@ from fl_protocol.topics import Kind
 from tests.docs.pages import DOCS, ROOT, Table, blocks, codes, tables
 
 PROTOCOL, QUICKSTART = DOCS / "protocol.md", DOCS / "quickstart.md"
+TWO = {  # topics on which both sides speak
+    Kind.COMMAND: [messages.Ask, messages.Answer],
+    Kind.DEVICE_COMMAND: [messages.DeviceCommand, messages.CommandProgress],
+}
 EVERYWHERE = {"v", "ts", "extra", "counter"}  # said once, above the table of messages
 BUNDLE = ROOT / "anabranch" / "data" / "fan_vibration.bundle"
 
@@ -66,7 +70,7 @@ def test_the_topics_are_those_of_the_code() -> None:
     assert [codes(row[0])[0] for row in rows] == [kind.value for kind in Kind]
     for kind, row in zip(Kind, rows, strict=True):
         said = [getattr(messages, name) for name in codes(row[4])]
-        assert said == ([messages.Ask, messages.Answer] if kind is Kind.COMMAND else [MESSAGE_OF[kind]]), kind
+        assert said == (TWO.get(kind) or [MESSAGE_OF[kind]]), kind
         assert row[5] == ("msgpack" if said[0] in BINARY else "JSON"), kind
         assert ("signed" in row[4]) == any(issubclass(cls, messages.Signed) for cls in said), kind
 

@@ -4,13 +4,15 @@ import hashlib
 from collections import deque
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import numpy as np
 
 from edge_agent import events as e
-from edge_agent.agent import Agent, AgentSettings
+from edge_agent.agent import Agent
 from edge_agent.budget import BudgetConfig
+from edge_agent.configuring import AgentSettings
+from edge_agent.gate import Reading
 from edge_agent.identity import Identity
 from edge_agent.training import TrainingResult
 from fl_protocol.bundle import Bundle
@@ -85,6 +87,7 @@ class Rig:
         self.restored = e.Restored(boot=1, incarnation="0123456789abcdef")
         self.disk_full = False
         self.examples: int | str = 100
+        self.reading = Reading()
         self.counters: dict[str, int] = {}
         self.state_s = state_s
         self.predict_s, self.budget = predict_s, budget or BudgetConfig()
@@ -234,8 +237,7 @@ class Rig:
         return whole
 
     def _perform(self, effect: e.Effect) -> e.Event | None:
-        durable = (e.SaveUpdate, e.Settle, e.Forget, e.SaveCounter, e.SaveSpent, e.SaveObject, e.KeepObjects)
-        if isinstance(effect, durable):
+        if isinstance(effect, get_args(e.Durable)):
             if self.disk_full and not isinstance(effect, e.KeepObjects):
                 return e.DiskFull(effect)
             self._keep(effect)
@@ -249,12 +251,19 @@ class Rig:
                 return e.ExamplesRead(task, self.examples)
             case e.ReadExamples(task):
                 return e.ExamplesMissing(task, str(self.examples))
+            case e.ReadLog(cid, lines):
+                return e.LogRead(cid, tuple(f"line {n}" for n in range(lines)))
+            case e.EraseExamples(cid):
+                return e.ExamplesErased(cid, self.examples if isinstance(self.examples, int) else 0)
+            case e.Measure():
+                return e.Measured(self.reading)
         return None
 
     def _keep(self, effect: e.Durable) -> None:
         r = self.restored
         pending, residuals = {p.task: p for p in r.pending}, dict(r.residuals)
         trained, counters, seq, spent = dict(r.trained), dict(r.counters), r.seq, r.spent
+        commands, paused, configured = {c.cid: c for c in r.commands}, r.paused, r.configured
         match effect:
             case e.SaveUpdate(update):
                 pending[update.task], trained[update.task], seq = update, update.base_version, update.seq
@@ -270,12 +279,31 @@ class Rig:
                 counters[name] = counter
             case e.SaveSpent(now_spent):
                 spent = now_spent
+            case e.SaveCommand(command):
+                commands[command.cid] = command
+            case e.ForgetCommand(cid):
+                commands.pop(cid, None)
+            case e.SavePaused(now_paused):
+                paused = now_paused
+            case e.SaveConfigured(now_configured):
+                configured = now_configured
             case e.SaveObject(sha256, data):
                 self.objects[sha256] = data
             case e.KeepObjects(sha256s):
                 self.objects = {k: v for k, v in self.objects.items() if k in sha256s}
         self.restored = e.Restored(
-            r.boot, r.incarnation, seq, counters, trained, tuple(pending.values()), residuals, r.personal, spent
+            r.boot,
+            r.incarnation,
+            seq,
+            counters,
+            trained,
+            tuple(pending.values()),
+            residuals,
+            r.personal,
+            spent,
+            tuple(commands.values()),
+            paused,
+            configured,
         )
 
 

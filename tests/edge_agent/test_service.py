@@ -10,7 +10,8 @@ import pytest
 
 from anabranch.datasets.fan_vibration import load_fan
 from edge_agent import events as e
-from edge_agent.agent import Agent, AgentSettings
+from edge_agent.agent import Agent
+from edge_agent.configuring import AgentSettings
 from edge_agent.gate import Reading
 from edge_agent.identity import Identity, describe
 from edge_agent.objects import Objects

@@ -73,7 +73,7 @@ def test_a_device_tells_every_reason_of_a_trace(path: Path, tmp_path: Path) -> N
 
 def _with_settings(rig: Rig, settings: Any) -> Agent:
     agent = rig.agent
-    agent._settings = settings
+    agent._configuring.settings = settings
     return agent
 
 

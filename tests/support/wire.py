@@ -37,6 +37,16 @@ MESSAGES: dict[str, m.Message] = {
     "health-budget": m.Health(bytes_up=900_000, bytes_down=3_100_000, bytes_today=4_000_000, bytes_allowed=5_000_000),
     "event": m.DeviceEvent(event="bundle", level="error", code="E_SHA", message="not the one that the plan names"),
     "prediction": m.Prediction(task="fan", version=41, label="normal", probability=0.97, milliseconds=1.2),
+    "reported": m.Reported(revision=3, configuration={"gate.min_battery_pct": "50"}),
+    "reported-refused": m.Reported(
+        revision=3, configuration={"log.level": "debug"}, refused=4, code="E_SCHEMA", why="unknown key `gate.x`"
+    ),
+    "progress": m.CommandProgress(status="executing"),
+    "progress-rejected": m.CommandProgress(status="rejected", code="E_COMMAND", why="battery below 30 %"),
+    "progress-lines": m.CommandProgress(status="successful", lines=("12:00:00 INFO fan-20 of fleet demo, start 3",)),
+    "progress-health": m.CommandProgress(
+        status="successful", health=m.Health(memory_mb=70.5, temperature_c=41.0, cpu_s=3.25)
+    ),
     "offer": m.Offer(
         sha256=SHA,
         size=100_000,
@@ -128,6 +138,20 @@ SIGNED: dict[str, tuple[str, m.Signed]] = {
     "desired-canary": (
         "fl/1/demo/dev/fan-20/twin/desired",
         m.Desired(tasks=("fan", "pump"), canary=("fan",), counter=2),
+    ),
+    "desired-configuration": (
+        "fl/1/demo/dev/fan-20/twin/desired",
+        m.Desired(
+            tasks=("fan",),
+            commands={"0123abcd": "train-now"},
+            configuration={"gate.min_battery_pct": "50", "log.level": "debug"},
+            revision=3,
+            counter=3,
+        ),
+    ),
+    "command": (
+        "fl/1/demo/dev/fan-20/cmd/pause/0123abcd",
+        m.DeviceCommand(arguments={"minutes": "30"}, deadline_s=60, counter=7),
     ),
     "result": (
         "fl/1/demo/dev/fan-20/dn/result",
