@@ -48,7 +48,8 @@ MAX_TASKS = 64  # what `Desired` holds
 NEW_TASK: Mapping[str, Any] = {"downlink": {"name": "uq", "step": "1.5"}}  # where its file says nothing
 MAX_TICKET_HOURS = 24 * 90
 MAX_WORD = 64
-LAST_VERSION = "version/"  # + task: where a deleted task's versions ended
+LAST_VERSION = "version/"  # + task: where a deleted task's versions ended; alone: of any that no store remembers
+SIGNED = "topic/"  # + topic: the last counter signed there; alone: all are above this one
 
 
 def versions_of(counters: Mapping[str, int]) -> dict[str, int]:
@@ -202,7 +203,7 @@ def task_create(
         raise ConfigError(error.message, "a task's name is 1..64 of a-z, 0-9 and -") from None
     if len(at.tasks) >= MAX_TASKS:
         raise ConfigError(f"there are {MAX_TASKS} tasks already", "`task delete` one that has ended")
-    origin = at.last_versions.get(name, -1) + 1
+    origin = at.last_versions.get(name, at.last_versions.get("", -1)) + 1
     plan = make_plan(_fields(arguments), bundle, _size(arguments), name, len(at.fleet.devices), origin=origin)
     told = arguments.get("evaluation")
     evaluation = told if isinstance(told, str) else ""

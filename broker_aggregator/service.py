@@ -32,6 +32,7 @@ from broker_aggregator.events import (
     Online,
     Received,
     Release,
+    SaveCounter,
     SaveDevice,
     Send,
     SendDelta,
@@ -42,7 +43,7 @@ from broker_aggregator.events import (
 from broker_aggregator.machine import REAL, Connect, Machine, connect_to_broker
 from broker_aggregator.measuring import Measuring, ThreadMeasuring
 from broker_aggregator.objects import Objects
-from broker_aggregator.operations import NEED_BUNDLE, OPERATOR, OPERATOR_DONE, ROLLBACK, versions_of
+from broker_aggregator.operations import NEED_BUNDLE, OPERATOR, OPERATOR_DONE, ROLLBACK, SIGNED, versions_of
 from broker_aggregator.pki import Pki
 from broker_aggregator.restoring import Loaded
 from broker_aggregator.sessions import close_session
@@ -98,6 +99,7 @@ class Service:
         with store.transaction():
             self.boot = store.next_counter("boot")
         loaded = store.load(machine.monotonic())
+        self._floor = loaded.counters.get(SIGNED, 0)
         self.coordinator = Coordinator(
             self.fleet,
             loaded.fleet,
@@ -353,9 +355,17 @@ class Service:
         if isinstance(message, Signed):
             # One counter for all claims: their topics are not the fleet's to count.
             name = Kind.ENROLLED if send.topic.kind is Kind.ENROLLED else topic
-            message = replace(message, counter=self.store.next_counter(f"topic/{name}"))
+            message = replace(message, counter=self._next_counter(f"{SIGNED}{name}", ts))
             return topic, seal(message, self.key, self.fleet, topic), send.retain
         return topic, encode(message), send.retain
+
+    def _next_counter(self, name: str, ts: int) -> int:
+        """One more than the last, and above all that was signed before a restore."""
+        counter = self.store.next_counter(name)
+        if counter <= self._floor:
+            counter = self._floor + 1
+            self.store.apply(SaveCounter(name, counter), ts)
+        return counter
 
     def _publish(self, topic: str, payload: bytes, retain: bool, qos: int = 1) -> None:
         try:

@@ -5,6 +5,7 @@ from typing import NoReturn
 
 import typer
 
+from deploy.backup.command import backup, restore
 from deploy.flash.command import deb, flash, wheelhouse
 from deploy.fleet.command import app as fleet
 from deploy.gateway.command import app as gateway
@@ -16,6 +17,8 @@ app.add_typer(fleet, name="fleet")
 app.command()(flash)
 app.command()(wheelhouse)
 app.command()(deb)
+app.command()(backup)
+app.command()(restore)
 
 
 @app.callback()
