@@ -154,6 +154,14 @@ class Coordinator:
 
     def _online(self, event: Online, now: float) -> Iterator[Effect]:
         self.say.chunk_size = chunk_size_for(event.mqtt, event.max_packet)
+        yield from self.announce()
+        if not event.session_present:
+            self.inbox.resume()
+            yield from self._grants(now)
+            yield Send(self.say.topic(Kind.SYNC), Sync())
+
+    def announce(self) -> Iterator[Effect]:
+        """All that is retained: for a broker that may have lost it, and when another key is to sign it."""
         for task in self.tasks.values():
             yield self.say.plan(task)
             yield self.say.manifest(task)
@@ -161,10 +169,6 @@ class Coordinator:
                 yield from self.say.canary(task) if task.canary else iter([self.say.no_canary(task)])
             self.say.forget(task.plan.task)
         yield from self.desired_of_all()
-        if not event.session_present:
-            self.inbox.resume()
-            yield from self._grants(now)
-            yield Send(self.say.topic(Kind.SYNC), Sync())
 
     # --- what devices say ------------------------------------------------------------------------------------------
 

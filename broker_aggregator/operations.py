@@ -21,6 +21,7 @@ from broker_aggregator.events import (
     Note,
     Release,
     RemoveTask,
+    RotateKey,
     SaveCounter,
     SaveDevice,
     Send,
@@ -350,6 +351,17 @@ def device_revoke(at: Coordinator, arguments: Mapping[str, object], now_ms: int)
     yield Clear(at.say.topic(Kind.DESIRED, device=name))
 
 
+def rotate_key(at: Coordinator, arguments: Mapping[str, object], _: int) -> Iterator[Effect]:
+    """The fleet's next key: all that is retained is signed anew. Tickets stay good, unless `void` says else."""
+    if at.enrollment is not None and arguments.get("void") is True:
+        for name in list(at.enrollment.claims):
+            yield from at.enrollment.withdraw(name)
+    elif at.enrollment is not None:
+        yield from at.enrollment.keep_secrets()
+    yield RotateKey()
+    yield from at.announce()
+
+
 def _enrollment(at: Coordinator) -> Enrollment:
     if at.enrollment is None:
         raise ConfigError(
@@ -404,4 +416,5 @@ DATED: Mapping[str, Dated] = {
     "device-ticket": device_ticket,
     "device-approve": device_approve,
     "device-withdraw": device_withdraw,
+    "rotate-key": rotate_key,
 }

@@ -59,6 +59,11 @@ class Restored:
     residuals: Mapping[str, LocalVector] = field(default_factory=dict)  # by task
     personal: Mapping[str, LocalVector] = field(default_factory=dict)  # by task
     spent: Spent = field(default_factory=Spent)  # of the day's byte budget
+    followed: tuple[str, str] | None = None  # from the configured fleet key to its newest successor
+
+    def believed(self, configured: str) -> str:
+        """The fleet's key: the configured one, or the one that it has led to."""
+        return self.followed[1] if self.followed and self.followed[0] == configured else configured
 
 
 # --- effects: durable --------------------------------------------------------------------------------------------
@@ -118,7 +123,15 @@ class KeepObjects:
     sha256s: frozenset[str]
 
 
-Durable = SaveUpdate | Settle | Forget | SaveCounter | SaveSpent | SaveObject | KeepObjects
+@dataclass(frozen=True)
+class SaveFleetKey:
+    """From the configured key on, `key` is the fleet's; the ones between are believed no more."""
+
+    configured: str
+    key: str
+
+
+Durable = SaveUpdate | Settle | Forget | SaveCounter | SaveFleetKey | SaveSpent | SaveObject | KeepObjects
 
 # --- effects: the rest -------------------------------------------------------------------------------------------
 

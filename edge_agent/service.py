@@ -151,7 +151,7 @@ class Service:
 
     def _perform(self, effect: e.Effect) -> e.Event | None:
         match effect:
-            case e.SaveUpdate() | e.Settle() | e.Forget() | e.SaveCounter() | e.SaveSpent():
+            case e.SaveUpdate() | e.Settle() | e.Forget() | e.SaveCounter() | e.SaveFleetKey() | e.SaveSpent():
                 return e.Saved(effect) if self._outbox.apply(effect) else e.DiskFull(effect)
             case e.SaveObject(sha256, data):
                 return e.Saved(effect) if self._objects.save(sha256, data) else e.DiskFull(effect)

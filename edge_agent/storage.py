@@ -2,9 +2,9 @@
 
 from typing import Any, Protocol
 
-from edge_agent.events import Forget, Restored, SaveCounter, SaveSpent, SaveUpdate, Settle
+from edge_agent.events import Forget, Restored, SaveCounter, SaveFleetKey, SaveSpent, SaveUpdate, Settle
 
-Kept = SaveUpdate | Settle | Forget | SaveCounter | SaveSpent
+Kept = SaveUpdate | Settle | Forget | SaveCounter | SaveFleetKey | SaveSpent
 """The durable effects that the database keeps; objects are files."""
 
 

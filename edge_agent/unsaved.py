@@ -2,7 +2,17 @@
 
 from collections.abc import Collection
 
-from edge_agent.events import Durable, Forget, KeepObjects, SaveCounter, SaveObject, SaveSpent, SaveUpdate, Settle
+from edge_agent.events import (
+    Durable,
+    Forget,
+    KeepObjects,
+    SaveCounter,
+    SaveFleetKey,
+    SaveObject,
+    SaveSpent,
+    SaveUpdate,
+    Settle,
+)
 
 RETRY_S = 30.0
 
@@ -44,5 +54,5 @@ def _slot(effect: Durable) -> object:
             return type(effect), update.task
         case Forget(task):
             return Forget, task
-        case KeepObjects() | SaveSpent():
+        case KeepObjects() | SaveFleetKey() | SaveSpent():
             return type(effect)

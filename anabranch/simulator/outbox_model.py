@@ -18,6 +18,7 @@ from edge_agent.events import (
     PendingUpdate,
     Restored,
     SaveCounter,
+    SaveFleetKey,
     SaveSpent,
     SaveUpdate,
     Settle,
@@ -92,6 +93,7 @@ class MemoryOutbox(Journal[Kept]):
             residuals=dict(sorted(self._residuals.items())),
             personal=dict(sorted(self._personal.items())),
             spent=self._meta.get("spent", Spent()),
+            followed=self._meta.get("followed"),
         )
 
     def incarnation(self) -> str:
@@ -117,6 +119,8 @@ class MemoryOutbox(Journal[Kept]):
                                 self._delete(table, task)
                     case SaveCounter(topic, counter):
                         self._count(topic, counter)
+                    case SaveFleetKey(configured, key):
+                        self._set(self._meta, "followed", (configured, key))
                     case SaveSpent(spent):
                         self._set(self._meta, "spent", spent)
                 self._done(effect)

@@ -19,12 +19,12 @@ from fl_protocol.errors import ConfigError
 
 FORMAT = 1
 ABOUT, SUMS = "backup.json", "sums.json"
-STORE, CONFIG, FLEET_KEY, NEXT_KEY = "store.sqlite", "gateway.toml", "fleet.key", "fleet.key.next"
+STORE, CONFIG, FLEET_KEY = "store.sqlite", "gateway.toml", "fleet.key"
 SMALL = 1 << 20  # bytes of anything but the store, bundles and examples
 MAX_MEMBERS = 100_000
 _BLOCK = 1 << 20
 _NAMES = re.compile(
-    r"store\.sqlite|gateway\.toml|fleet\.key(\.next)?|bundles/[0-9a-f]{64}|evaluation/[a-z0-9-]{1,64}\.npz"
+    r"store\.sqlite|gateway\.toml|fleet\.(key|chain)|bundles/[0-9a-f]{64}|evaluation/[a-z0-9-]{1,64}\.npz"
     r"|pki/(services/)?[a-z0-9-]{1,64}\.(pem|key)|broker/(ca|certificate|key)\.pem"
 )
 _LARGE = re.compile(r"store\.sqlite|bundles/.*|evaluation/.*")
@@ -151,7 +151,7 @@ def _take(member: tarfile.TarInfo, file: IO[bytes], sizes: dict[str, int], into:
 
 def mode_of(name: str) -> int:
     """Keys, and the store with them, are their owner's alone."""
-    secret = name in (STORE, FLEET_KEY, NEXT_KEY, "broker/key.pem") or name.endswith(".key")
+    secret = name in (STORE, FLEET_KEY, "broker/key.pem") or name.endswith(".key")
     return 0o600 if secret else 0o644
 
 

@@ -11,13 +11,14 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 
 from broker_aggregator.config import GatewayConfig
+from broker_aggregator.keyring import CHAIN, load_chain
 from broker_aggregator.store_reader import StoreReader
 from fl_protocol.certificates import load_key, read_certificate
 from fl_protocol.errors import ConfigError
 from fl_protocol.file_source import sha256_of
 from fl_protocol.keyfile import load_or_create_key
 
-from .archive import CONFIG, FLEET_KEY, NEXT_KEY, STORE, is_ours
+from .archive import CONFIG, FLEET_KEY, STORE, is_ours
 
 Step = Callable[[str], None]
 PAGES = 4096  # of the store between two words of progress
@@ -44,9 +45,8 @@ def copy_store(store: Path, to: Path, step: Step) -> None:
 def files_of(config: GatewayConfig, path: Path, store: Path) -> dict[str, Path]:
     """Archive name -> file; `path` is the configuration, `store` the copy. Raises `ConfigError` for what is missing."""
     files = {STORE: store, CONFIG: path, FLEET_KEY: config.key_path}
-    following = config.key_path.with_name(NEXT_KEY)
-    if following.exists():  # a rotation was under way
-        files[NEXT_KEY] = following
+    if (chain := config.key_path.with_name(CHAIN)).exists():
+        files[CHAIN] = chain
     if config.bundles.is_dir():
         files |= {f"bundles/{file.name}": file for file in sorted(config.bundles.iterdir()) if len(file.name) == 64}
     files |= {f"evaluation/{task}.npz": file for task, file in evaluations(store).items() if file.is_file()}
@@ -101,6 +101,7 @@ def check(folder: Path, step: Step) -> Found:
     _check_store(folder / STORE)
     step("checking keys and certificates")
     public = load_existing_key(folder / FLEET_KEY)
+    load_chain(folder / FLEET_KEY)
     if (folder / "pki").is_dir():
         check_pki(folder / "pki")
     bundles = sorted((folder / "bundles").iterdir()) if (folder / "bundles").is_dir() else []

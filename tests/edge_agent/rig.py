@@ -234,7 +234,16 @@ class Rig:
         return whole
 
     def _perform(self, effect: e.Effect) -> e.Event | None:
-        durable = (e.SaveUpdate, e.Settle, e.Forget, e.SaveCounter, e.SaveSpent, e.SaveObject, e.KeepObjects)
+        durable = (
+            e.SaveUpdate,
+            e.Settle,
+            e.Forget,
+            e.SaveCounter,
+            e.SaveFleetKey,
+            e.SaveSpent,
+            e.SaveObject,
+            e.KeepObjects,
+        )
         if isinstance(effect, durable):
             if self.disk_full and not isinstance(effect, e.KeepObjects):
                 return e.DiskFull(effect)
@@ -255,6 +264,7 @@ class Rig:
         r = self.restored
         pending, residuals = {p.task: p for p in r.pending}, dict(r.residuals)
         trained, counters, seq, spent = dict(r.trained), dict(r.counters), r.seq, r.spent
+        followed = r.followed
         match effect:
             case e.SaveUpdate(update):
                 pending[update.task], trained[update.task], seq = update, update.base_version, update.seq
@@ -268,15 +278,16 @@ class Rig:
                     table.pop(task, None)
             case e.SaveCounter(name, counter):
                 counters[name] = counter
+            case e.SaveFleetKey(configured, key):
+                followed = configured, key
             case e.SaveSpent(now_spent):
                 spent = now_spent
             case e.SaveObject(sha256, data):
                 self.objects[sha256] = data
             case e.KeepObjects(sha256s):
                 self.objects = {k: v for k, v in self.objects.items() if k in sha256s}
-        self.restored = e.Restored(
-            r.boot, r.incarnation, seq, counters, trained, tuple(pending.values()), residuals, r.personal, spent
-        )
+        rest = tuple(pending.values()), residuals, r.personal, spent, followed
+        self.restored = e.Restored(r.boot, r.incarnation, seq, counters, trained, *rest)
 
 
 def chunks_of(data: bytes, chunk_size: int = 16384) -> list[Chunk]:

@@ -37,7 +37,7 @@ class Elsewhere(Gatehouse):
 def test_the_same_device_goes_on_with_a_restored_gateway(tmp_path: Path) -> None:
     """Backed up while running; more versions are made; kill -9 and wipe; nothing that follows is a downgrade."""
     (tmp_path / "old").mkdir()
-    house, card = learning_house(tmp_path / "old")
+    house, _ = learning_house(tmp_path / "old")
     again = None
     try:
         phrase = tmp_path / "phrase"

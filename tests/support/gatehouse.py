@@ -20,6 +20,9 @@ keyfile {pki}/server.key
 MUTUAL = TLS + "crlfile {pki}/crl.pem\nrequire_certificate true\nuse_identity_as_username true\n"
 
 
+PUBLIC = (f"read fl/1/{FLEET}/task/#", f"read fl/1/{FLEET}/gw/#")  # `topic` lines would be for anonymous clients
+
+
 class Gatehouse:
     """`settings` are lines of `[enrollment]`."""
 
@@ -47,7 +50,7 @@ enroll_port = {self.enroll_port}
 {settings}
 """)
         (folder / "devices.acl").write_text(
-            f"pattern readwrite fl/1/{FLEET}/dev/%u/#\npattern read fl/1/{FLEET}/task/#\npattern read fl/1/{FLEET}/gw/#\n"
+            "".join(f"pattern {rule}\n" for rule in (f"readwrite fl/1/{FLEET}/dev/%u/#", *PUBLIC))
         )
         (folder / "claims.acl").write_text(
             f"pattern write fl/1/{FLEET}/enroll/%u/req\npattern read fl/1/{FLEET}/enroll/%u/resp\n"
