@@ -12,6 +12,7 @@ from tests.support.mosquitto import accepts, free_port
 from tests.support.waiting import wait_until
 
 FLEET = "farm"
+START_S = 60.0  # for a program to be up on a machine that does much else
 TLS = """\
 cafile {pki}/ca.pem
 certfile {pki}/server.pem
@@ -57,8 +58,12 @@ enroll_port = {self.enroll_port}
         )
         (folder / "services.acl").write_text("user aggregator\ntopic readwrite #\n")
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
-        self.start_broker()
-        self.start_aggregator()
+        try:
+            self.start_broker()
+            self.start_aggregator()
+        except BaseException:
+            self.close()
+            raise
 
     def start_broker(self) -> None:
         """mosquitto, as the field has it but for its ports."""
@@ -76,12 +81,15 @@ enroll_port = {self.enroll_port}
         file = self.folder / "mosquitto.conf"
         file.write_text("\n".join(lines))
         self.start("broker", ["mosquitto", "-c", str(file)])
-        wait_until(lambda: accepts(self.service_port), what="mosquitto listens")
+        wait_until(lambda: accepts(self.service_port), START_S, "mosquitto listens")
 
     def start_aggregator(self) -> None:
         """The real program."""
+        before = self.log("aggregator").count("connected (MQTT") if (self.folder / "aggregator.log").exists() else 0
         self.start("aggregator", [sys.executable, "-m", "broker_aggregator", "run", "--config", str(self.config)])
-        wait_until(lambda: "connected (MQTT" in self.log("aggregator"), what="the aggregator is connected")
+        wait_until(
+            lambda: self.log("aggregator").count("connected (MQTT") > before, START_S, "the aggregator is connected"
+        )
 
     def reload_broker(self) -> None:
         """What systemd's path unit does once crl.pem has changed."""
@@ -106,7 +114,7 @@ enroll_port = {self.enroll_port}
     def command(self, *words: str) -> subprocess.CompletedProcess[str]:
         """`broker-aggregator WORDS --config ...`."""
         command = [sys.executable, "-m", "broker_aggregator", *words, "--config", str(self.config)]
-        return subprocess.run(command, capture_output=True, text=True, timeout=60)
+        return subprocess.run(command, capture_output=True, text=True, timeout=2 * START_S)
 
     def ticket(self, device: str, *words: str) -> Path:
         """A new ticket's file."""
