@@ -151,7 +151,9 @@ def rotate_key(
         why = error  # it may have fallen after it did so: what its disk says is true
     after = load_or_create_key(settings.key_path).public
     if after == before:
-        raise why or ConfigError("the gateway fell before it had a new key", "run `rotate-key` again")
+        raise why or ConfigError(
+            "the gateway fell before it had a new key", "`broker-aggregator identity` shows it; run `rotate-key` again"
+        )
     if as_json:
         _print_json({"fleet": settings.gateway.fleet, "public_key": after, "before": before})
     else:
