@@ -12,6 +12,7 @@ from cryptography.exceptions import InvalidSignature
 
 from broker_aggregator.config import GatewayConfig
 from broker_aggregator.keyring import CHAIN, load_chain
+from broker_aggregator.store import SqliteStore
 from broker_aggregator.store_reader import StoreReader
 from fl_protocol.certificates import load_key, read_certificate
 from fl_protocol.errors import ConfigError
@@ -21,6 +22,7 @@ from fl_protocol.keyfile import load_or_create_key
 from .archive import CONFIG, FLEET_KEY, STORE, is_ours
 
 Step = Callable[[str], None]
+KEEP_ALL = 1 << 40  # releases
 PAGES = 4096  # of the store between two words of progress
 
 
@@ -92,13 +94,15 @@ class Found:
     without_examples: tuple[str, ...]  # tasks whose held-out examples were not there to be kept
 
 
-def check(folder: Path, step: Step) -> Found:
+def check(folder: Path, step: Step, *, migrate: bool = False) -> Found:
     """Whether an unpacked backup is a gateway: store sound, keys and certificates of each other, bundles unharmed.
 
-    Raises `ConfigError` naming what is not.
+    `migrate`: a store that older software wrote becomes this software's first. Raises `ConfigError` naming what is not.
     """
     step("checking the store")
     _check_store(folder / STORE)
+    if migrate:
+        SqliteStore(folder / STORE, keep_releases=KEEP_ALL).close()
     step("checking keys and certificates")
     public = load_existing_key(folder / FLEET_KEY)
     load_chain(folder / FLEET_KEY)

@@ -23,7 +23,7 @@ from fl_protocol.durable import OS_FILES, make_directory, sync_directory, write_
 from fl_protocol.errors import ConfigError
 
 from .archive import CONFIG, STORE, About, mode_of, read_archive
-from .contents import Found, Step, check, evaluations
+from .contents import KEEP_ALL, Found, Step, check, evaluations
 from .making import opened
 
 DATA, ETC = Path("var/lib/anabranch-gateway"), Path("etc/anabranch-gateway")
@@ -57,7 +57,7 @@ def restore(backup: Path, root: Path, passphrase: bytes | None, step: Step, *, k
     try:
         step("unpacking")
         _read(backup, passphrase, staging)
-        found = check(staging, step)
+        found = check(staging, step, migrate=True)
         text = _settled((staging / CONFIG).read_text("utf-8"), staging, data)
         (staging / CONFIG).unlink()
         step("moving the store on")
@@ -90,7 +90,7 @@ def _advance(store: Path, data: Path, about: About, *, keep_tickets: bool) -> Ad
             if file.is_file():
                 there = str(data / "evaluation" / file.name)
                 db.execute("UPDATE task SET evaluation = ? WHERE name = ?", (there, task))
-    opened_store = SqliteStore(store, keep_releases=1 << 40)  # of what the backup kept nothing is pruned
+    opened_store = SqliteStore(store, keep_releases=KEEP_ALL)  # of what the backup kept nothing is pruned
     try:
         return advance(opened_store, about.made_ms, time.time_ns() // 1_000_000, keep_tickets=keep_tickets)
     finally:

@@ -1,13 +1,16 @@
 """A backup's file: what opens it, what it refuses, and that nothing is written where anything is wrong."""
 
+import contextlib
 import io
 import json
+import sqlite3
 import tarfile
 from pathlib import Path
 
 import pytest
 
 from broker_aggregator.config import GatewayConfig, load_config
+from broker_aggregator.schema import SCHEMA_VERSION
 from broker_aggregator.store import SqliteStore
 from deploy.backup import archive
 from deploy.backup.archive import About, read_archive, write_archive
@@ -137,6 +140,20 @@ def test_backup_and_restore_without_an_authority(tmp_path: Path, gateway: tuple[
     store.close()
     with pytest.raises(ConfigError, match="there already"):
         restore(tmp_path / "b", tmp_path / "root", None, nothing)
+
+
+def test_a_backup_of_older_software_is_migrated(tmp_path: Path, gateway: tuple[Path, GatewayConfig]) -> None:
+    """As version 4 of the store had it: without claims and certificates."""
+    path, config = gateway
+    with contextlib.closing(sqlite3.connect(config.store_path)) as db:
+        db.executescript("DROP TABLE claim; DROP TABLE certificate; PRAGMA user_version = 4;")
+    with (tmp_path / "old").open("wb") as file:
+        write_archive(
+            file, ABOUT, {"store.sqlite": config.store_path, "gateway.toml": path, "fleet.key": config.key_path}
+        )
+    done = restore(tmp_path / "old", tmp_path / "root", None, nothing)
+    with contextlib.closing(sqlite3.connect(done.data / "store.sqlite")) as db:
+        assert db.execute("PRAGMA user_version").fetchone() == (SCHEMA_VERSION,)
 
 
 def test_a_damaged_gateway_makes_no_backup(tmp_path: Path, gateway: tuple[Path, GatewayConfig]) -> None:

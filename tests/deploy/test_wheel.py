@@ -1,6 +1,7 @@
 """A gateway that was installed by pip, without a checkout, has all of `deploy`: as `anabranch_deploy`."""
 
 import json
+import re
 import subprocess
 import sys
 import sysconfig
@@ -31,6 +32,14 @@ def test_every_file_of_deploy_is_in_it_under_the_name_that_is_ours(wheel: Path) 
     assert len(files) > 30
     assert files <= there
     assert not any(name.startswith("deploy/") for name in there)
+
+
+def test_deploy_calls_itself_by_no_name() -> None:
+    """In the wheel it has another one."""
+    wrong = [
+        p for p in (ROOT / "deploy").rglob("*.py") if re.search(r"^\s*(from|import) deploy\b", p.read_text(), re.M)
+    ]
+    assert not wrong
 
 
 def test_a_fresh_environment_sets_up_a_gateway(wheel: Path, tmp_path: Path) -> None:

@@ -63,6 +63,11 @@ def test_the_same_device_goes_on_with_a_restored_gateway(tmp_path: Path) -> None
         refused = deploy("restore", kept, "--to", root, "--passphrase-file", phrase)
         assert refused.returncode == 2
         assert "is there already" in refused.stderr
+        up = deploy("gateway", "up", "--root", root, "--fleet", "farm", "--name", "127.0.0.1", "--dry-run", "--json")
+        assert up.returncode == 0, up.stderr  # it finds the authority and the configuration, and makes no other
+        changes = {change["path"]: change["what"] for change in json.loads(up.stdout)["changes"]}
+        assert str(root / "var/lib/anabranch-gateway/pki/ca.pem") not in changes
+        assert changes[str(root / "etc/anabranch-gateway/gateway.toml")] == "changed"
         again = Elsewhere(house, root)
         log = len((house.folder / "card.log").read_text())
         wait_version(again, restored + 2, 90)
