@@ -22,6 +22,7 @@ from rich.table import Column, Table
 from broker_aggregator.asking import ANSWER_S, ask_gateway
 from broker_aggregator.config import GatewayConfig, load_config, load_task
 from broker_aggregator.device_cli import add_device_commands
+from broker_aggregator.keyring import Keyring
 from broker_aggregator.objects import Objects, add_bundle
 from broker_aggregator.quarantined import export_deltas, quarantined
 from broker_aggregator.reading import devices as read_devices
@@ -106,7 +107,7 @@ def run(config: ConfigOption) -> None:
     with _only_one(settings):
         store = SqliteStore(settings.store_path, keep_releases=settings.gateway.keep_releases)
         try:
-            Service(settings, store, load_or_create_key(settings.key_path)).run(stopping)
+            Service(settings, store, Keyring.load(settings.key_path)).run(stopping)
         except sqlite3.OperationalError as error:
             raise ConfigError(
                 f"the store {settings.store_path} cannot be written: {error}",
@@ -125,6 +126,39 @@ def identity(config: ConfigOption, as_json: JsonOption = False) -> None:
         _print_json({"fleet": settings.gateway.fleet, "public_key": key.public})
     else:
         typer.echo(f"fleet       {settings.gateway.fleet}\npublic_key  {key.public}")
+
+
+@app.command(name="rotate-key")
+def rotate_key(
+    config: ConfigOption,
+    void_tickets: Annotated[
+        bool, typer.Option("--void-tickets", help="Tickets that are out are worth nothing: the old key was stolen.")
+    ] = False,
+    timeout: Annotated[float, typer.Option(help="Seconds to wait for the gateway's answer.")] = ANSWER_S,
+    as_json: JsonOption = False,
+) -> None:
+    """Let the running gateway make the fleet's next signing key; the old one signs for it, and is gone.
+
+    Devices follow when they hear of it, also those that come back later: a chain of 16 rotations is kept for them.
+    Their software must know rotations; make a backup afterwards, since an older one holds the old key.
+    """
+    settings, why = _load(config), None
+    before = load_or_create_key(settings.key_path).public
+    try:
+        answer = ask_gateway(settings, "rotate-key", {"void": void_tickets}, timeout)
+        if answer.status == "failed":
+            raise ConfigError(answer.message, answer.hint)
+    except ConfigError as error:
+        why = error  # it may have fallen after it did so: what its disk says is true
+    after = load_or_create_key(settings.key_path).public
+    if after == before:
+        raise why or ConfigError(
+            "the gateway fell before it had a new key", "`broker-aggregator identity` shows it; run `rotate-key` again"
+        )
+    if as_json:
+        _print_json({"fleet": settings.gateway.fleet, "public_key": after, "before": before})
+    else:
+        typer.echo(f"the fleet's key is {after}\nmake a backup now: `python -m deploy backup`")
 
 
 @app.command()
@@ -367,7 +401,7 @@ def device_tickets(config: ConfigOption, as_json: JsonOption = False) -> None:
     """List the tickets that are out: who waits for approval, and who was refused."""
     claims = StoreReader(_load(config).store_path).claims().values()
     if as_json:
-        _print_json([asdict(claim) for claim in claims])
+        _print_json([{k: v for k, v in asdict(claim).items() if k != "secret"} for claim in claims])
         return
     table = _table("claim", "device", "good until", "state", "key", "machine", "refused", "why")
     for c in claims:

@@ -161,6 +161,14 @@ class Coordinator:
 
     def _online(self, event: Online, now: float) -> Iterator[Effect]:
         self.say.chunk_size = chunk_size_for(event.mqtt, event.max_packet)
+        yield from self.announce(event.now_ms)
+        if not event.session_present:
+            self.inbox.resume()
+            yield from self._grants(now)
+            yield Send(self.say.topic(Kind.SYNC), Sync())
+
+    def announce(self, now_ms: int) -> Iterator[Effect]:
+        """All that is retained: for a broker that may have lost it, and when another key is to sign it."""
         for task in self.tasks.values():
             yield self.say.plan(task)
             yield self.say.manifest(task)
@@ -168,11 +176,7 @@ class Coordinator:
                 yield from self.say.canary(task) if task.canary else iter([self.say.no_canary(task)])
             self.say.forget(task.plan.task)
         yield from self.desired_of_all()
-        yield from self.commanding.online(self, event.now_ms)
-        if not event.session_present:
-            self.inbox.resume()
-            yield from self._grants(now)
-            yield Send(self.say.topic(Kind.SYNC), Sync())
+        yield from self.commanding.online(self, now_ms)
 
     # --- what devices say ------------------------------------------------------------------------------------------
 

@@ -94,7 +94,7 @@ class Enrollment:
         claim = self.claims.get(name)
         if claim is None:
             raise Rejected("rejected", Code.CLAIM, "there is no such claim: its ticket was used, or withdrawn")
-        if not is_proven(request, self.secret_of(name), at.fleet_name, name):
+        if not is_proven(request, claim.secret or self.secret_of(name), at.fleet_name, name):
             raise Rejected("rejected", Code.CLAIM, "the proof is not by this claim's secret")
         if claim.key and claim.key != key:
             raise Rejected("rejected", Code.CLAIM, "another device has used this ticket: is there a copy of its card?")
@@ -205,6 +205,13 @@ class Enrollment:
             raise ConfigError(f"there is no claim {name}", f"claims: {', '.join(sorted(self.claims)) or 'none'}")
         del self.claims[name]
         yield RemoveClaim(name)
+
+    def keep_secrets(self) -> Iterator[Effect]:
+        """Tickets that are out stay good when the key goes of which their secrets are made."""
+        for name, claim in self.claims.items():
+            if not claim.secret:
+                self.claims[name] = replace(claim, secret=self.secret_of(name))
+                yield SaveClaim(self.claims[name])
 
     def revoke(self, device: str, now_ms: int) -> Iterator[Effect]:
         """All certificates and tickets of a device are void; nothing where it has none."""

@@ -393,6 +393,11 @@ class Evaluate:
 
 
 @dataclass(frozen=True)
+class RotateKey:
+    """The next key is the fleet's: what was before it is durable by then, and what comes after it the new key signs."""
+
+
+@dataclass(frozen=True)
 class WriteRevocations:
     """The list that the broker reads: whoever holds one of these certificates is refused from now on."""
 
@@ -414,5 +419,7 @@ class Note:
     text: str
 
 
-Visible = Send | Clear | SendObject | SendDelta | DropParts | Evaluate | WriteRevocations | CloseSession | Note
+Visible = (
+    Send | Clear | SendObject | SendDelta | DropParts | Evaluate | RotateKey | WriteRevocations | CloseSession | Note
+)
 Effect = Durable | Visible

@@ -104,6 +104,7 @@ class Claim:
     approved: bool = False
     refused: int = 0  # requests, and why the last one was
     why: str = ""
+    secret: str = field(default="", repr=False)  # kept only where the key that it was made of was rotated away
 
 
 @dataclass(frozen=True)

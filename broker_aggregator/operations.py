@@ -22,6 +22,7 @@ from broker_aggregator.events import (
     Note,
     Release,
     RemoveTask,
+    RotateKey,
     SaveCounter,
     SaveDevice,
     Send,
@@ -50,7 +51,8 @@ NEW_TASK: Mapping[str, Any] = {"downlink": {"name": "uq", "step": "1.5"}}  # whe
 MAX_TICKET_HOURS = 24 * 90
 MAX_WORD = 64
 MAX_DEADLINE_S = 7 * 86400  # of a device's command
-LAST_VERSION = "version/"  # + task: where a deleted task's versions ended
+LAST_VERSION = "version/"  # + task: where a deleted task's versions ended; alone: of any that no store remembers
+SIGNED = "topic/"  # + topic: the last counter signed there; alone: all are above this one
 
 
 def versions_of(counters: Mapping[str, int]) -> dict[str, int]:
@@ -204,7 +206,7 @@ def task_create(
         raise ConfigError(error.message, "a task's name is 1..64 of a-z, 0-9 and -") from None
     if len(at.tasks) >= MAX_TASKS:
         raise ConfigError(f"there are {MAX_TASKS} tasks already", "`task delete` one that has ended")
-    origin = at.last_versions.get(name, -1) + 1
+    origin = at.last_versions.get(name, at.last_versions.get("", -1)) + 1
     plan = make_plan(_fields(arguments), bundle, _size(arguments), name, at.fleet.num_allowed, origin=origin)
     told = arguments.get("evaluation")
     evaluation = told if isinstance(told, str) else ""
@@ -354,6 +356,17 @@ def device_revoke(at: Coordinator, arguments: Mapping[str, object], now_ms: int)
     yield Clear(at.say.topic(Kind.DESIRED, device=name))
 
 
+def rotate_key(at: Coordinator, arguments: Mapping[str, object], now_ms: int) -> Iterator[Effect]:
+    """The fleet's next key: all that is retained is signed anew. Tickets stay good, unless `void` says else."""
+    if at.enrollment is not None and arguments.get("void") is True:
+        for name in list(at.enrollment.claims):
+            yield from at.enrollment.withdraw(name)
+    elif at.enrollment is not None:
+        yield from at.enrollment.keep_secrets()
+    yield RotateKey()
+    yield from at.announce(now_ms)
+
+
 def _enrollment(at: Coordinator) -> Enrollment:
     if at.enrollment is None:
         raise ConfigError(
@@ -447,4 +460,5 @@ DATED: Mapping[str, Dated] = {
     "device-withdraw": device_withdraw,
     "device-command": device_command,
     "device-configure": device_configure,
+    "rotate-key": rotate_key,
 }

@@ -34,6 +34,8 @@ from broker_aggregator.events import (
     Progressed,
     Received,
     Release,
+    RotateKey,
+    SaveCounter,
     SaveDevice,
     Send,
     SendDelta,
@@ -41,10 +43,11 @@ from broker_aggregator.events import (
     Tick,
     WriteRevocations,
 )
+from broker_aggregator.keyring import Keyring
 from broker_aggregator.machine import REAL, Connect, Machine, connect_to_broker
 from broker_aggregator.measuring import Measuring, ThreadMeasuring
 from broker_aggregator.objects import Objects
-from broker_aggregator.operations import NEED_BUNDLE, OPERATOR, OPERATOR_DONE, ROLLBACK, versions_of
+from broker_aggregator.operations import NEED_BUNDLE, OPERATOR, OPERATOR_DONE, ROLLBACK, SIGNED, versions_of
 from broker_aggregator.pki import Pki
 from broker_aggregator.restoring import Loaded
 from broker_aggregator.sessions import close_session
@@ -54,7 +57,7 @@ from fl_protocol.codec import decode, decode_as, encode, parse_json
 from fl_protocol.enrolling import claim_secret
 from fl_protocol.errors import Code, ProtocolError
 from fl_protocol.heartbeat import Heartbeat
-from fl_protocol.messages import Ask, CommandProgress, Delta, Enroll, GatewayState, Result, Signed
+from fl_protocol.messages import Ask, Certified, CommandProgress, Delta, Enroll, GatewayState, Result, Signed
 from fl_protocol.parts import FileParts
 from fl_protocol.signing import SigningKey, seal, unseal
 from fl_protocol.topics import Kind, Topic, below, build, parse
@@ -85,7 +88,7 @@ class Service:
         self,
         config: GatewayConfig,
         store: Store,
-        key: SigningKey,
+        key: SigningKey | Keyring,
         *,
         connect: Connect = connect_to_broker,
         objects: Objects | None = None,
@@ -94,12 +97,14 @@ class Service:
         parts: Parts | None = None,
         close_session: Callable[[GatewayConfig, str], object] = close_session,
     ) -> None:
-        self.config, self.store, self.key, self._machine = config, store, key, machine
+        self.config, self.store, self._machine = config, store, machine
+        self._keyring = key if isinstance(key, Keyring) else Keyring(key)
         self._close_session = close_session
         self.fleet = config.gateway.fleet
         with store.transaction():
             self.boot = store.next_counter("boot")
         loaded = store.load(machine.monotonic())
+        self._floor = loaded.counters.get(SIGNED, 0)
         self.coordinator = Coordinator(
             self.fleet,
             loaded.fleet,
@@ -127,6 +132,11 @@ class Service:
         self._let_in(config.devices)
         self._connected = False
         self.transport = connect(config, self._will)
+
+    @property
+    def key(self) -> SigningKey:
+        """The fleet's."""
+        return self._keyring.key
 
     def _enrollment(self, pki: Pki, loaded: Loaded) -> Enrollment:
         """Claims and certificates as the store has them, and the broker's list as they say."""
@@ -207,6 +217,7 @@ class Service:
                 self._connected = True
                 self.transport.subscribe(self._subscriptions())
                 self._publish_state(GatewayState(state="ready", boot=self.boot, bseq=bseq, fleet_key=self.key.public))
+                self._publish_chain()
                 log.info("connected (MQTT %s, packets up to %d bytes)", limits.version, limits.max_packet)
                 now_ms = self._machine.now_ms()
                 yield from self._decide(Online(present, limits.max_packet, limits.version, now_ms))
@@ -329,6 +340,11 @@ class Service:
     def _carry_out(self, effects: Iterable[Effect | _Given]) -> None:
         """All that is durable in one transaction, counters of signed messages included; then all that is visible."""
         effects = list(effects)
+        if (at := next((i for i, e in enumerate(effects) if isinstance(e, RotateKey)), None)) is not None:
+            self._carry_out(effects[:at])
+            self._rotate()
+            self._carry_out(effects[at + 1 :])
+            return
         outgoing: list[tuple[str, bytes, bool]] = []
         ts = self._machine.now_ms()
         if any(isinstance(e, DURABLE) or (isinstance(e, Send) and isinstance(e.message, Signed)) for e in effects):
@@ -364,14 +380,35 @@ class Service:
                 case Note(level, text):
                     log.log(logging.getLevelName(level.upper()), "%s", text)
 
+    def _rotate(self) -> None:
+        """The new key is on the disk before anybody hears of it, and heard of before it signs anything."""
+        self._keyring.rotate(self.fleet)
+        log.warning("the fleet's key is %s from now on: make a backup", self.key.public)
+        self._publish_chain()
+
+    def _publish_chain(self) -> None:
+        if self._keyring.chain is not None:
+            chain = replace(self._keyring.chain, ts=self._machine.now_ms())
+            self._publish(build(Kind.KEYS, self.fleet), encode(chain), True)
+
     def _sealed(self, send: Send, ts: int) -> tuple[str, bytes, bool]:
         topic, message = str(send.topic), replace(send.message, ts=ts)
         if isinstance(message, Signed):
             # One counter for all claims, whose topics are not the fleet's to count; and one for all commands.
             name = send.topic.kind if send.topic.kind in (Kind.ENROLLED, Kind.DEVICE_COMMAND) else topic
-            message = replace(message, counter=self.store.next_counter(f"topic/{name}"))
+            if isinstance(message, Certified) and send.topic.kind is Kind.ENROLLED:
+                message = replace(message, keys=self._keyring.chain)
+            message = replace(message, counter=self._next_counter(f"{SIGNED}{name}", ts))
             return topic, seal(message, self.key, self.fleet, topic), send.retain
         return topic, encode(message), send.retain
+
+    def _next_counter(self, name: str, ts: int) -> int:
+        """One more than the last, and above all that was signed before a restore."""
+        counter = self.store.next_counter(name)
+        if counter <= self._floor:
+            counter = self._floor + 1
+            self.store.apply(SaveCounter(name, counter), ts)
+        return counter
 
     def _publish(self, topic: str, payload: bytes, retain: bool, qos: int = 1) -> None:
         try:

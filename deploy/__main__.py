@@ -5,10 +5,12 @@ from typing import NoReturn
 
 import typer
 
-from deploy.flash.command import deb, flash, wheelhouse
-from deploy.fleet.command import app as fleet
-from deploy.gateway.command import app as gateway
 from fl_protocol.errors import ConfigError, ProtocolError
+
+from .backup.command import backup, restore
+from .flash.command import deb, flash, wheelhouse
+from .fleet.command import app as fleet
+from .gateway.command import app as gateway
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 app.add_typer(gateway, name="gateway")
@@ -16,6 +18,8 @@ app.add_typer(fleet, name="fleet")
 app.command()(flash)
 app.command()(wheelhouse)
 app.command()(deb)
+app.command()(backup)
+app.command()(restore)
 
 
 @app.callback()

@@ -148,8 +148,9 @@ def _run(config: AgentConfig, options: argparse.Namespace) -> int:
         data = open_data(config, failed=stop.set)
         objects = Objects(config.device.state_dir / "objects")
         tls = config.broker.tls()
+        agent = Agent(identity, describe(identity), settings, restored, rng, parts=objects.parts)
         service = Service(
-            Agent(identity, describe(identity), settings, restored, rng, parts=objects.parts),
+            agent,
             _transport(config, identity.will, tls=tls),
             outbox,
             objects,
@@ -161,7 +162,7 @@ def _run(config: AgentConfig, options: argparse.Namespace) -> int:
             make_predictor=_predictors(training, runtime),
             tell_numbers=config.inference.tell_numbers,
             vitals=lambda: replace(read_vitals(), provider=runtime.in_use),
-            renewal=_renewal(config, identity, tls),
+            renewal=_renewal(config, identity, tls, lambda: agent.fleet_key),
             notifier=Notifier(os.environ),
             forget=data.forgettable.forget if data.forgettable else None,
             log_ring=log_ring,
@@ -267,7 +268,9 @@ def _transport(config: AgentConfig, will: WillOf | None, suffix: str = "", **opt
     return transport_to(config.broker, f"{config.device.fleet}.{config.device.id}{suffix}", will, **options)
 
 
-def _renewal(config: AgentConfig, identity: Identity, tls: ssl.SSLContext | None) -> "Renewal | None":
+def _renewal(
+    config: AgentConfig, identity: Identity, tls: ssl.SSLContext | None, fleet_key: Callable[[], str]
+) -> "Renewal | None":
     """Where the certificate came by a ticket, and may be renewed."""
     if config.enroll is None or tls is None or config.broker.certificate is None:
         return None
@@ -275,8 +278,7 @@ def _renewal(config: AgentConfig, identity: Identity, tls: ssl.SSLContext | None
         return None  # it was brought along
     from edge_agent.renewing import Renewal
 
-    names = identity.fleet, identity.device, identity.fleet_key
-    return Renewal(config.enroll.directory, tls, identity.key, *names)
+    return Renewal(config.enroll.directory, tls, identity.key, identity.fleet, identity.device, fleet_key)
 
 
 @contextmanager

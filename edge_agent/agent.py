@@ -54,6 +54,7 @@ _OWN = (
     (Kind.SLOT, 1),
 )
 _FLEET = ((Kind.SYNC, 1), (Kind.GATEWAY, 1))
+_KEYS = ((Kind.KEYS, 1),)  # before all that they sign
 
 
 class Agent:
@@ -74,7 +75,8 @@ class Agent:
         self._configuring = Configuring(identity, settings, restored.configured, self._effects.append, self._adjust)
         own, settings = settings, self._settings
         self._telling = Telling(identity, info, self._effects.append, settings.state_s)
-        self._trust = Trust(identity, restored.counters, self._effects.append)
+        believed = restored.believed(identity.fleet_key)
+        self._trust = Trust(identity, restored.counters, self._effects.append, believed)
         self._tasks = Tasks(restored, identity, read_bundle, parts)
         self._seq = restored.seq
         self._link: Limits | None = None
@@ -90,7 +92,9 @@ class Agent:
         self._patience = Patience()
         self.wake_at = 0.0
         self._pausing = Pausing(restored.paused, self._effects.append)
-        self._commanding = Commanding(identity, restored.commands, self._pausing, self._effects.append)
+        self._commanding = Commanding(
+            identity, restored.commands, self._pausing, self._effects.append, lambda: self._trust.fleet_key
+        )
         self._judge()
         if settings != own:
             self._adjust(settings)
@@ -99,6 +103,11 @@ class Agent:
     def _settings(self) -> AgentSettings:
         """Those in force: the device's own, and what the gateway wants above them."""
         return self._configuring.settings
+
+    @property
+    def fleet_key(self) -> str:
+        """The key that it believes now."""
+        return self._trust.fleet_key
 
     @property
     def counts(self) -> bool:
@@ -193,7 +202,7 @@ class Agent:
 
     def _connected(self, event: Connected, now: float) -> None:
         self._link = event.limits
-        self._follow(_OWN + _FLEET)
+        self._follow(_KEYS + _OWN + _FLEET)
         self._patience.renew(now, self._rng)
         self._send_again(now)
         self._telling.connected(event)
@@ -245,11 +254,21 @@ class Agent:
                     self._effects += wanting.intake.answered(delta, now)
             case Kind.STATE if payload:
                 self._telling.heard_own_state(decode_as(m.DeviceState, payload))
+            case Kind.KEYS if payload:
+                self._keys(decode_as(m.FleetKeys, payload), now)
             case Kind.GATEWAY if payload:
                 self._gateway_is(decode_as(m.GatewayState, payload), now)
             case Kind.SYNC:
                 within_s = decode_as(m.Sync, payload).within_s
                 self._announce_at = min(self._announce_at, now + within_s * self._rng.random())
+
+    def _keys(self, chain: m.FleetKeys, now: float) -> None:
+        """Another key of the fleet: what it signed may have come before it, and was refused."""
+        if not self._trust.follow(chain):
+            return
+        self._effects.append(e.Note("warning", f"the fleet's key is {self.fleet_key} from now on"))
+        self._follow(_OWN + _FLEET)
+        self._send_again(now)
 
     def _take_plan(self, task: Task, plan: m.Plan, now: float) -> None:
         before, rule = task.intake.plan, read_participation(plan.participation)

@@ -55,9 +55,14 @@ class Commanding:
     """`hurried` are the `train-now` that wait for a training, `reports` wait for the sensors. `emit` takes effects."""
 
     def __init__(
-        self, identity: Identity, kept: tuple[KeptCommand, ...], pausing: Pausing, emit: Callable[[Effect], None]
+        self,
+        identity: Identity,
+        kept: tuple[KeptCommand, ...],
+        pausing: Pausing,
+        emit: Callable[[Effect], None],
+        fleet_key: Callable[[], str],
     ) -> None:
-        self._identity, self.emit, self.pausing = identity, emit, pausing
+        self._identity, self.emit, self.pausing, self._fleet_key = identity, emit, pausing, fleet_key
         self._open: dict[str, str] = {}  # cid -> name, by the newest `twin/desired`
         self._kept = {command.cid: command for command in kept}
         self._unsaved: set[str] = set()  # of those, what the disk has not yet
@@ -126,7 +131,7 @@ class Commanding:
         plain = parse_json(delivery.payload)
         if isinstance(plain, dict) and "sig" not in plain and plain.get("status") in TOLD:
             return
-        key, fleet, cid = self._identity.fleet_key, self._identity.fleet, topic.cid
+        key, fleet, cid = self._fleet_key(), self._identity.fleet, topic.cid
         command = unseal(DeviceCommand, delivery.payload, key, fleet, delivery.topic)
         if self._open.get(cid) != topic.name:
             raise ProtocolError(Code.DOWNGRADE, f"the command {topic.name} {cid} is not an open one")

@@ -25,14 +25,15 @@ from fl_protocol.certificates import (
     make_key,
     make_request,
 )
-from fl_protocol.codec import encode
+from fl_protocol.codec import encode, from_plain, parse_json
 from fl_protocol.connecting import transport_to
 from fl_protocol.durable import write_durably
 from fl_protocol.enrolling import NOTHING, prove
 from fl_protocol.errors import ProtocolError
-from fl_protocol.messages import Certified, Enroll
+from fl_protocol.messages import Certified, Enroll, FleetKeys
 from fl_protocol.settings import read_table
 from fl_protocol.signing import SigningKey, unseal
+from fl_protocol.succession import follow
 from fl_protocol.ticket import Ticket, load_ticket
 from fl_protocol.topics import Kind, build
 from fl_protocol.transport import Connected, Delivery, Disconnected, Incoming, Transport
@@ -77,7 +78,7 @@ def request_key(folder: Path) -> PrivateKey:
     return load_key(path.read_bytes())
 
 
-def _keep(folder: Path, ticket: Ticket, key: PrivateKey, answer: Certified) -> None:
+def _keep(folder: Path, ticket: Ticket, fleet_key: str, key: PrivateKey, answer: Certified) -> None:
     broker = ticket.broker
     write_durably(folder / DEVICE, key_pem(key) + answer.certificate.encode(), mode=0o600)
     text = f"""\
@@ -87,7 +88,7 @@ id = "{answer.device}"
 fleet = "{ticket.fleet}"
 
 [gateway]
-public_key = "{ticket.public_key}"
+public_key = "{fleet_key}"
 
 [broker]
 host = "{broker.host}"
@@ -109,6 +110,7 @@ class Enrolling:
     def __init__(self, config: EnrollConfig, signing: SigningKey, connect: Connect = transport_to) -> None:
         self._folder, self._ticket = config.directory, load_ticket(config.ticket)
         ticket, self._key = self._ticket, request_key(config.directory)
+        self._fleet_key = ticket.public_key
         self._to = build(Kind.ENROLL, ticket.fleet, claim=ticket.claim)
         self._from = build(Kind.ENROLLED, ticket.fleet, claim=ticket.claim)
         csr = make_request(self._key, ticket.claim)
@@ -128,7 +130,7 @@ class Enrolling:
         for incoming in self._transport.receive(patience_s):
             answer = self._heard(incoming)
             if answer is not None:
-                _keep(self._folder, self._ticket, self._key, answer)
+                _keep(self._folder, self._ticket, self._fleet_key, self._key, answer)
                 log.info("enrolled in fleet %s as %s", self._ticket.fleet, answer.device)
                 return True
         now = time.monotonic()
@@ -157,10 +159,20 @@ class Enrolling:
                 return self._answered(topic, payload)
         return None
 
+    def _newest_key(self, payload: bytes) -> str:
+        """The fleet's key: the ticket's, or the one that its own signature leads to."""
+        plain = parse_json(payload)
+        chain = plain.get("keys") if isinstance(plain, dict) else None
+        if chain is None:
+            return self._fleet_key
+        return follow(from_plain(FleetKeys, chain), self._fleet_key, self._ticket.fleet)
+
     def _answered(self, topic: str, payload: bytes) -> Certified | None:
         ticket = self._ticket
         try:
-            answer = unseal(Certified, payload, ticket.public_key, ticket.fleet, topic)
+            key = self._newest_key(payload)
+            answer = unseal(Certified, payload, key, ticket.fleet, topic)
+            self._fleet_key = key
             if answer.key != fingerprint(self._key.public_key()):
                 if answer.key == NOTHING:
                     log.warning("the gateway refuses the request: %s %s", answer.code, answer.why)

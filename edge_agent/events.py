@@ -63,6 +63,11 @@ class Restored:
     commands: tuple[KeptCommand, ...] = ()
     paused: Paused | None = None
     configured: Configured = field(default_factory=Configured)
+    followed: tuple[str, str] | None = None  # from the configured fleet key to its newest successor
+
+    def believed(self, configured: str) -> str:
+        """The fleet's key: the configured one, or the one that it has led to."""
+        return self.followed[1] if self.followed and self.followed[0] == configured else configured
 
 
 # --- effects: durable --------------------------------------------------------------------------------------------
@@ -150,11 +155,20 @@ class KeepObjects:
     sha256s: frozenset[str]
 
 
+@dataclass(frozen=True)
+class SaveFleetKey:
+    """From the configured key on, `key` is the fleet's; the ones between are believed no more."""
+
+    configured: str
+    key: str
+
+
 Durable = (
     SaveUpdate
     | Settle
     | Forget
     | SaveCounter
+    | SaveFleetKey
     | SaveSpent
     | SaveCommand
     | ForgetCommand

@@ -17,7 +17,10 @@ from fl_protocol.transport import Will
 
 @dataclass(frozen=True)
 class Identity:
-    """The device's names and keys. `incarnation` and `boot` come from its disk; `fleet_key` is what it believes."""
+    """The device's names and keys. `incarnation` and `boot` come from its disk.
+
+    `fleet_key` is the fleet's as the device was told it; what it believes now is `Trust.fleet_key`.
+    """
 
     device: str
     fleet: str

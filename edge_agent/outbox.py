@@ -27,6 +27,7 @@ from edge_agent.events import (
     SaveCommand,
     SaveConfigured,
     SaveCounter,
+    SaveFleetKey,
     SavePaused,
     SaveSpent,
     SaveUpdate,
@@ -91,6 +92,7 @@ class Outbox:
                 commands=self._commands(),
                 paused=Paused(**kept) if (kept := self._meta_json("paused")) else None,
                 configured=Configured(**(self._meta_json("configured") or {})),
+                followed=self._followed(),
             )
         except (sqlite3.Error, ValueError, TypeError) as error:
             raise self._unusable(error) from None
@@ -116,6 +118,8 @@ class Outbox:
                             self._db.execute(f"DELETE FROM {table} WHERE task = ?", [task])  # noqa: S608
                     case SaveCounter(topic, counter):
                         self._count(topic, counter)
+                    case SaveFleetKey(configured, key):
+                        self._set_meta(fleet_key=key, fleet_key_from=configured)
                     case SaveSpent(spent):
                         self._set_meta(**{f"spent_{name}": value for name, value in asdict(spent).items()})
                     case SaveCommand(command):
@@ -174,6 +178,10 @@ class Outbox:
         self._db.execute(
             "INSERT INTO counters VALUES (?1,?2) ON CONFLICT DO UPDATE SET counter = max(counter, ?2)", [topic, counter]
         )
+
+    def _followed(self) -> tuple[str, str] | None:
+        key = self._meta("fleet_key")
+        return None if key is None else (str(self._meta("fleet_key_from")), str(key))
 
     def _spent(self) -> Spent:
         names = [field.name for field in fields(Spent)]

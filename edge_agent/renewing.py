@@ -2,6 +2,7 @@
 
 import logging
 import ssl
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -29,10 +30,16 @@ class Renewal:
     """
 
     def __init__(
-        self, folder: Path, context: ssl.SSLContext, signing: SigningKey, fleet: str, device: str, public_key: str
+        self,
+        folder: Path,
+        context: ssl.SSLContext,
+        signing: SigningKey,
+        fleet: str,
+        device: str,
+        fleet_key: Callable[[], str],
     ) -> None:
         self._folder, self._context, self._signing = folder, context, signing
-        self._fleet, self._device, self._public_key = fleet, device, public_key
+        self._fleet, self._device, self._fleet_key = fleet, device, fleet_key
         self._to = build(Kind.RENEW, fleet, device=device)
         self._from = build(Kind.CERTIFICATE, fleet, device=device)
         self._due_ms = self._read()
@@ -67,7 +74,7 @@ class Renewal:
 
     def _answered(self, payload: bytes) -> None:
         try:
-            answer = unseal(Certified, payload, self._public_key, self._fleet, self._from)
+            answer = unseal(Certified, payload, self._fleet_key(), self._fleet, self._from)
             if answer.status != "issued":
                 log.error("no new certificate: %s %s", answer.code, answer.why, extra=LEAVES)
                 return

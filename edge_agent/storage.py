@@ -9,6 +9,7 @@ from edge_agent.events import (
     SaveCommand,
     SaveConfigured,
     SaveCounter,
+    SaveFleetKey,
     SavePaused,
     SaveSpent,
     SaveUpdate,
@@ -16,7 +17,16 @@ from edge_agent.events import (
 )
 
 Kept = (
-    SaveUpdate | Settle | Forget | SaveCounter | SaveSpent | SaveCommand | ForgetCommand | SavePaused | SaveConfigured
+    SaveUpdate
+    | Settle
+    | Forget
+    | SaveCounter
+    | SaveFleetKey
+    | SaveSpent
+    | SaveCommand
+    | ForgetCommand
+    | SavePaused
+    | SaveConfigured
 )
 """The durable effects that the database keeps; objects are files."""
 

@@ -10,6 +10,7 @@ from edge_agent.events import (
     SaveCommand,
     SaveConfigured,
     SaveCounter,
+    SaveFleetKey,
     SaveObject,
     SavePaused,
     SaveSpent,
@@ -61,5 +62,5 @@ def _slot(effect: Durable) -> object:
             return SaveCommand, command.cid
         case ForgetCommand(cid):
             return SaveCommand, cid
-        case KeepObjects() | SaveSpent() | SavePaused() | SaveConfigured():
+        case KeepObjects() | SaveFleetKey() | SaveSpent() | SavePaused() | SaveConfigured():
             return type(effect)

@@ -46,6 +46,7 @@ MESSAGE_OF: Mapping[Kind, type[m.Message]] = {
     Kind.BROADCAST: m.Chunk,
     Kind.GATEWAY: m.GatewayState,
     Kind.SYNC: m.Sync,
+    Kind.KEYS: m.FleetKeys,
     Kind.ENROLL: m.Enroll,
     Kind.ENROLLED: m.Certified,
     Kind.RENEW: m.Renew,

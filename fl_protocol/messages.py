@@ -35,6 +35,7 @@ Metrics = Annotated[dict[Word, float], Meta(max_length=64)]
 Settings = Annotated[dict[Word, Word], Meta(max_length=64)]
 
 MAX_COMMANDS = 16  # of a device, open at once
+MAX_SUCCESSIONS = 16  # rotations of the fleet's key that a device may have slept through
 MAX_OBJECT_BYTES = 1 << 30  # anything offered, fetched or reassembled
 MAX_CHUNKS = 1 << 16
 MAX_CHUNK_BYTES = 1 << 20
@@ -530,6 +531,18 @@ class Sync(Message):
     within_s: Small = 5
 
 
+@dataclass(frozen=True, kw_only=True)
+class FleetKeys(Message):
+    """Retained at `gw/key` once the fleet's key was rotated: its keys, oldest first, each but the first signed for.
+
+    `signatures[i]` is by `keys[i]` for the key after it, see `succession.py`; `first` counts the keys before `keys[0]`.
+    """
+
+    first: Count = 0
+    keys: Annotated[tuple[Key, ...], Meta(min_length=1, max_length=MAX_SUCCESSIONS + 1)]
+    signatures: Annotated[tuple[Signature, ...], Meta(max_length=MAX_SUCCESSIONS)] = ()
+
+
 # --- who gets in -------------------------------------------------------------------------------------------------
 
 
@@ -570,6 +583,7 @@ class Certified(Signed):
     code: MaybeCode = ""
     why: Text = ""
     retry_in_s: Small = 0
+    keys: FleetKeys | None = None  # for a ticket that names an earlier key of the fleet
 
 
 # --- the operator speaks -----------------------------------------------------------------------------------------

@@ -40,7 +40,8 @@ def verify(public_key: str, signature: bytes, data: bytes) -> None:
         raise ProtocolError(Code.SIG, "the signature is not this key's over this message") from None
 
 
-def _context(kind: str, fleet: str, topic: str, counter: int) -> bytes:
+def context(kind: str, fleet: str, topic: str, counter: int) -> bytes:
+    """What stands before a message in what is signed."""
     return f"anabranch/1|{kind}|{fleet}|{topic}|{counter}|".encode()
 
 
@@ -69,7 +70,7 @@ def seal(message: Signed, key: SigningKey, fleet: str, topic: str) -> bytes:
     """The signed message's bytes for `topic`."""
     plain = to_wire(message)
     body = canonical(plain)
-    signature = key.sign(_context(type(message).__name__, fleet, topic, message.counter) + body)
+    signature = key.sign(context(type(message).__name__, fleet, topic, message.counter) + body)
     return msgspec.json.encode({**plain, "sig": signature.hex()}, order="sorted")
 
 
@@ -88,27 +89,27 @@ def unseal(cls: type[S], payload: bytes, public_key: str, fleet: str, topic: str
         raw = bytes.fromhex(signature)
     except ValueError:
         raise ProtocolError(Code.SIG, "`sig` is not hexadecimal") from None
-    verify(public_key, raw, _context(cls.__name__, fleet, topic, counter) + canonical(plain))
+    verify(public_key, raw, context(cls.__name__, fleet, topic, counter) + canonical(plain))
     return from_plain(cls, plain)
 
 
 def seal_update(update: Update, key: SigningKey, fleet: str, topic: str) -> bytes:
     """The update in its envelope. `topic` is `up/update`'s, also for one that travels in chunks."""
     body = encode(update)
-    return encode(Envelope(body=body, signature=key.sign(_context("Update", fleet, topic, update.seq) + body)))
+    return encode(Envelope(body=body, signature=key.sign(context("Update", fleet, topic, update.seq) + body)))
 
 
 def unseal_update(envelope: Envelope, public_key: str, fleet: str, topic: str) -> Update:
     """The inverse of `seal_update`. Raises `ProtocolError`: E_SIG, E_SCHEMA, E_SIZE."""
     update = decode_as(Update, envelope.body)
-    verify(public_key, envelope.signature, _context("Update", fleet, topic, update.seq) + envelope.body)
+    verify(public_key, envelope.signature, context("Update", fleet, topic, update.seq) + envelope.body)
     return update
 
 
 def sign_offer(offer: Offer, key: SigningKey, fleet: str, topic: str) -> Offer:
     """The offer with its device's signature, for `topic`."""
     body = encode(replace(offer, signature=None))
-    return replace(offer, signature=key.sign(_context("Offer", fleet, topic, offer.seq) + body))
+    return replace(offer, signature=key.sign(context("Offer", fleet, topic, offer.seq) + body))
 
 
 def verify_offer(offer: Offer, public_key: str, fleet: str, topic: str) -> None:
@@ -116,4 +117,4 @@ def verify_offer(offer: Offer, public_key: str, fleet: str, topic: str) -> None:
     if offer.signature is None:
         raise ProtocolError(Code.SIG, "the offer is not signed")
     body = encode(replace(offer, signature=None))
-    verify(public_key, offer.signature, _context("Offer", fleet, topic, offer.seq) + body)
+    verify(public_key, offer.signature, context("Offer", fleet, topic, offer.seq) + body)

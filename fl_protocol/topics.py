@@ -45,6 +45,7 @@ class Kind(StrEnum):
     BROADCAST = "task/{task}/chunk/{version}"
     GATEWAY = "gw/state"
     SYNC = "gw/sync"
+    KEYS = "gw/key"
     COMMAND = "op/cmd/{name}/{cid}"
     ENROLL = "enroll/{claim}/req"
     ENROLLED = "enroll/{claim}/resp"

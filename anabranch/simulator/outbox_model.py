@@ -22,6 +22,7 @@ from edge_agent.events import (
     SaveCommand,
     SaveConfigured,
     SaveCounter,
+    SaveFleetKey,
     SavePaused,
     SaveSpent,
     SaveUpdate,
@@ -102,6 +103,7 @@ class MemoryOutbox(Journal[Kept]):
             commands=tuple(command for _, command in sorted(self._commands.items())),
             paused=self._meta.get("paused"),
             configured=self._meta.get("configured", Configured()),
+            followed=self._meta.get("followed"),
         )
 
     def incarnation(self) -> str:
@@ -127,6 +129,8 @@ class MemoryOutbox(Journal[Kept]):
                                 self._delete(table, task)
                     case SaveCounter(topic, counter):
                         self._count(topic, counter)
+                    case SaveFleetKey(configured, key):
+                        self._set(self._meta, "followed", (configured, key))
                     case SaveSpent(spent):
                         self._set(self._meta, "spent", spent)
                     case SaveCommand(command):

@@ -14,14 +14,15 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.table import Table
 
-from deploy.flash.debian import build_deb
-from deploy.flash.disks import Target, check_target, exclusively
-from deploy.flash.imaging import forget, image_size, verify_image, write_image
-from deploy.flash.partitions import boot_partition
-from deploy.flash.seed import STATE_DIR, Seed, Wifi, agent_toml, hostname_of, read_ssh_key, read_ticket
-from deploy.flash.wheelhouse import build_wheelhouse, by_hand, read_wheelhouse
-from deploy.flash.writing import measure, verify_files, write_files
 from fl_protocol.errors import ConfigError
+
+from .debian import build_deb
+from .disks import Target, check_target, exclusively
+from .imaging import forget, image_size, verify_image, write_image
+from .partitions import boot_partition
+from .seed import STATE_DIR, Seed, Wifi, agent_toml, hostname_of, read_ssh_key, read_ticket
+from .wheelhouse import build_wheelhouse, by_hand, read_wheelhouse
+from .writing import measure, verify_files, write_files
 
 console = Console(stderr=True)  # progress; what scripts read goes to standard output
 PASSPHRASE = "ANABRANCH_WIFI_PASSPHRASE"  # noqa: S105 - a variable's name

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from deploy.flash.tools import find_tool, run_tool
-from deploy.flash.wheelhouse import read_wheelhouse
 from fl_protocol.errors import ConfigError
+
+from .tools import find_tool, run_tool
+from .wheelhouse import read_wheelhouse
 
 BUNDLED = "3.11"
 _PYTHON_PACKAGES = (f"python{BUNDLED}-minimal", f"libpython{BUNDLED}-minimal", f"libpython{BUNDLED}-stdlib")

@@ -8,9 +8,10 @@ import re
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
-from deploy.flash.partitions import Partition
-from deploy.flash.tools import run_tool
 from fl_protocol.errors import ConfigError
+
+from .partitions import Partition
+from .tools import run_tool
 
 _FREE = re.compile(rb"([0-9][0-9 ]*) bytes free")
 _ENTRY = 32  # bytes of a directory's entry; a long name has one more for every 13 characters

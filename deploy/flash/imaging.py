@@ -8,8 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from deploy.flash.tools import run_tool
 from fl_protocol.errors import ConfigError
+
+from .tools import run_tool
 
 CHUNK = 4 << 20
 Progress = Callable[[int], None]  # bytes more

@@ -4,8 +4,9 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from deploy.flash.tools import run_tool
 from fl_protocol.errors import ConfigError
+
+from .tools import run_tool
 
 BOOT_LABELS = ("bootfs", "system-boot", "boot", "CIDATA")  # Raspberry Pi OS, Ubuntu, older Pi images, NoCloud's own
 _FAT_SECTOR_SIZES = (512, 1024, 2048, 4096)

@@ -8,9 +8,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from deploy.flash.seed import KIT, STATE_DIR, SYSTEMD, agent_toml
 from fl_protocol.durable import write_durably
 from fl_protocol.errors import ConfigError
+
+from .seed import KIT, STATE_DIR, SYSTEMD, agent_toml
 
 MACHINES = {"arm64": "aarch64", "amd64": "x86_64"}
 PYTHONS = ("3.11", "3.12", "3.13")

@@ -5,9 +5,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from deploy.flash.fat import FatFiles
-from deploy.flash.partitions import Partition
 from fl_protocol.errors import ConfigError
+
+from .fat import FatFiles
+from .partitions import Partition
 
 CLOUD_INIT = ("meta-data", "user-data")
 OWN_FOLDER = "anabranch"

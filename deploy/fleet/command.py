@@ -12,14 +12,15 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from anabranch.demo.folder import TASK, VERSIONS
-from deploy.fleet.compose import agents_file
-from deploy.fleet.engine import Engine
-from deploy.fleet.looking import fleet_status
-from deploy.fleet.members import GATEWAY_CONFIG_FILE, TASK_FILE, Members, Wanted
-from deploy.fleet.profiles import PROFILES
-from deploy.fleet.specs import GATEWAY
 from fl_protocol.durable import write_durably
 from fl_protocol.errors import ConfigError
+
+from .compose import agents_file
+from .engine import Engine
+from .looking import fleet_status
+from .members import GATEWAY_CONFIG_FILE, TASK_FILE, Members, Wanted
+from .profiles import PROFILES
+from .specs import GATEWAY
 
 app = typer.Typer(
     help="A virtual fleet on this machine's container engine: broker, gateway, agents with the limits of real boards.",

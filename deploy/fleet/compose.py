@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from deploy.fleet.specs import Container
+from .specs import Container
 
 COMPOSE_FILE = Path(__file__).parents[1] / "compose" / "compose.yaml"
 

@@ -10,7 +10,9 @@ from docker.errors import APIError, DockerException, ImageNotFound
 from docker.models.containers import Container as Running
 from docker.models.networks import Network
 
-from deploy.fleet.specs import (
+from fl_protocol.errors import ConfigError
+
+from .specs import (
     DIGEST_LABEL,
     DOCKERFILES,
     FLEET_LABEL,
@@ -22,8 +24,7 @@ from deploy.fleet.specs import (
     labels_of,
     network_of,
 )
-from deploy.fleet.volumes import clear_unfinished, make_volume
-from fl_protocol.errors import ConfigError
+from .volumes import clear_unfinished, make_volume
 
 Say = Callable[[str], None]
 STOP_S = 10

@@ -9,10 +9,11 @@ from typing import Any
 from docker.errors import APIError, NotFound
 from docker.models.containers import Container as Running
 
-from deploy.fleet.engine import Engine
-from deploy.fleet.members import GATEWAY_CONFIG_FILE
-from deploy.fleet.specs import GATEWAY, ROLE_LABEL
 from fl_protocol.errors import ConfigError
+
+from .engine import Engine
+from .members import GATEWAY_CONFIG_FILE
+from .specs import GATEWAY, ROLE_LABEL
 
 AT_ONCE = 8  # figures are asked for by so many threads: the engine takes a second for each
 _MB = 2**20

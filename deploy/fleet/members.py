@@ -10,10 +10,13 @@ from typing import Any
 
 from anabranch.datasets.fan_vibration import SPEEDS, write_training_folder
 from anabranch.demo.folder import Folder, choose_speeds, device_of, to_toml, write_task
-from deploy.fleet import broker
-from deploy.fleet.credentials import Credentials
-from deploy.fleet.profiles import Profile, profile_of
-from deploy.fleet.specs import (
+from fl_protocol.durable import write_durably
+from fl_protocol.errors import ConfigError
+
+from . import broker
+from .credentials import Credentials
+from .profiles import Profile, profile_of
+from .specs import (
     AGENT_CONFIG,
     AGENT_STATE,
     GATEWAY_CONFIG,
@@ -23,8 +26,6 @@ from deploy.fleet.specs import (
     broker_container,
     gateway_container,
 )
-from fl_protocol.durable import write_durably
-from fl_protocol.errors import ConfigError
 
 MOST = 1000
 GATEWAY_CONFIG_FILE = f"{GATEWAY_CONFIG}/gateway.toml"

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from deploy.fleet import broker
-from deploy.fleet.profiles import Profile
+from . import broker
+from .profiles import Profile
 
 FLEET_LABEL = "io.anabranch.fleet"
 MEMBER_LABEL = "io.anabranch.member"

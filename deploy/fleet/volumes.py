@@ -8,8 +8,9 @@ from docker import DockerClient
 from docker.errors import NotFound
 from docker.models.containers import Container
 
-from deploy.fleet.specs import FLEET_LABEL, MEMBER_LABEL, ROLE_LABEL, USER, Volume, labels_of
 from fl_protocol.errors import ConfigError
+
+from .specs import FLEET_LABEL, MEMBER_LABEL, ROLE_LABEL, USER, Volume, labels_of
 
 FILLING = "filling"  # the role of a container that only lends its volume while files are laid into it
 

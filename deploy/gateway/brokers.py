@@ -5,7 +5,7 @@ from importlib.resources import files
 from pathlib import Path
 from string import Template
 
-from deploy.gateway.plan import COMPOSE_HOST, Plan
+from .plan import COMPOSE_HOST, Plan
 
 MAX_PACKET = 512 << 10  # bytes; twice the protocol's largest message
 MAX_QUEUED = 10_000  # messages for one client that is away

@@ -10,11 +10,12 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
 from broker_aggregator.pki import SERVICE_DAYS, SERVICES, Pki, make_pki
-from deploy.gateway.plan import Accounts, Plan
-from deploy.gateway.writing import Wanted
 from fl_protocol.certificates import key_pem, load_key, make_key, read_certificate, renew_at
 from fl_protocol.durable import write_durably
 from fl_protocol.errors import ConfigError
+
+from .plan import Accounts, Plan
+from .writing import Wanted
 
 BRIDGE = "services/enrollment"
 

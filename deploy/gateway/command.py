@@ -10,13 +10,14 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from deploy.gateway.certificates import make_certificates, ownership
-from deploy.gateway.plan import Accounts, Plan
-from deploy.gateway.standing import load_plan, look, take_down
-from deploy.gateway.system import has_systemd, run
-from deploy.gateway.up import Outcome, bring_up
-from deploy.gateway.writing import apply
 from fl_protocol.errors import ConfigError
+
+from .certificates import make_certificates, ownership
+from .plan import Accounts, Plan
+from .standing import load_plan, look, take_down
+from .system import has_systemd, run
+from .up import Outcome, bring_up
+from .writing import apply
 
 app = typer.Typer(help="Set up the gateway's machine: certificates, broker, services.", no_args_is_help=True)
 console = Console()

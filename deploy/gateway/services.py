@@ -5,10 +5,11 @@ import sys
 from importlib.resources import files
 from pathlib import Path
 
-from deploy.gateway.brokers import ENROLLMENT_MEMORY_MB, template
-from deploy.gateway.plan import Plan
-from deploy.gateway.writing import Wanted, group_id, user_id
 from fl_protocol.errors import ConfigError
+
+from .brokers import ENROLLMENT_MEMORY_MB, template
+from .plan import Plan
+from .writing import Wanted, group_id, user_id
 
 STARTED = (
     "anabranch-broker.service",

@@ -6,9 +6,10 @@ from typing import Any
 import tomlkit
 import tomlkit.exceptions
 
-from deploy.gateway.brokers import loopback
-from deploy.gateway.plan import COMPOSE_HOST, Plan
 from fl_protocol.errors import ConfigError
+
+from .brokers import loopback
+from .plan import COMPOSE_HOST, Plan
 
 HEAD = """\
 # The gateway's configuration: docs/quickstart.md. `python -m deploy gateway up` keeps the keys that it wrote here as

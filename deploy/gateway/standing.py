@@ -12,12 +12,13 @@ from cryptography import x509
 
 from broker_aggregator.config import load_config
 from broker_aggregator.pki import SERVICES
-from deploy.gateway.certificates import read_names
-from deploy.gateway.plan import COMPOSE_HOST, LOCAL, Accounts, Plan
-from deploy.gateway.services import STARTED
-from deploy.gateway.system import has_systemd, run
 from fl_protocol.certificates import read_certificate
 from fl_protocol.errors import ConfigError
+
+from .certificates import read_names
+from .plan import COMPOSE_HOST, LOCAL, Accounts, Plan
+from .services import STARTED
+from .system import has_systemd, run
 
 WARN_DAYS = 30
 ANSWER_S = 5.0

@@ -7,15 +7,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from deploy.gateway.brokers import Places, broker_files
-from deploy.gateway.certificates import make_certificates, ownership
-from deploy.gateway.plan import Accounts, Plan
-from deploy.gateway.services import STARTED, compose, sysusers, units
-from deploy.gateway.settings import gateway_toml
-from deploy.gateway.system import has_systemd, run
-from deploy.gateway.writing import Change, Wanted, apply, user_id
 from fl_protocol.durable import make_directory
 from fl_protocol.errors import ConfigError
+
+from .brokers import Places, broker_files
+from .certificates import make_certificates, ownership
+from .plan import Accounts, Plan
+from .services import STARTED, compose, sysusers, units
+from .settings import gateway_toml
+from .system import has_systemd, run
+from .writing import Change, Wanted, apply, user_id
 
 Say = Callable[[str], None]
 

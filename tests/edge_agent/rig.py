@@ -264,6 +264,7 @@ class Rig:
         pending, residuals = {p.task: p for p in r.pending}, dict(r.residuals)
         trained, counters, seq, spent = dict(r.trained), dict(r.counters), r.seq, r.spent
         commands, paused, configured = {c.cid: c for c in r.commands}, r.paused, r.configured
+        followed = r.followed
         match effect:
             case e.SaveUpdate(update):
                 pending[update.task], trained[update.task], seq = update, update.base_version, update.seq
@@ -277,6 +278,8 @@ class Rig:
                     table.pop(task, None)
             case e.SaveCounter(name, counter):
                 counters[name] = counter
+            case e.SaveFleetKey(configured, key):
+                followed = configured, key
             case e.SaveSpent(now_spent):
                 spent = now_spent
             case e.SaveCommand(command):
@@ -304,6 +307,7 @@ class Rig:
             tuple(commands.values()),
             paused,
             configured,
+            followed,
         )
 
 

@@ -71,7 +71,7 @@ def test_every_connection_subscribes_to_exact_topics_and_announces() -> None:
         effects = rig.connect(present=present)
         filters = [name for subscribe in all_of(e.Subscribe, effects) for name, _ in subscribe.filters]
         downlink = (Kind.RESULT, Kind.GRANT, Kind.CHUNK_DOWN, Kind.DELTA, Kind.SLOT)
-        own = (*downlink, Kind.DESIRED, Kind.STATE, Kind.SYNC, Kind.GATEWAY)
+        own = (*downlink, Kind.DESIRED, Kind.STATE, Kind.SYNC, Kind.GATEWAY, Kind.KEYS)
         assert set(filters) == {topic(kind) for kind in own}
         assert all("+" not in name and "#" not in name for name in filters)
         (state,), (info,) = sent(Kind.STATE, effects), sent(Kind.INFO, effects)

@@ -212,7 +212,7 @@ def renewal(scene, config) -> Renewal:
     scene.issue(scene.start().request())
     scene.finish()
     context = ssl.create_default_context()
-    return Renewal(config.directory, context, DEVICE_KEY, FLEET, DEVICE, FLEET_KEY.public)
+    return Renewal(config.directory, context, DEVICE_KEY, FLEET, DEVICE, lambda: FLEET_KEY.public)
 
 
 TOPIC = build(Kind.CERTIFICATE, FLEET, device=DEVICE)

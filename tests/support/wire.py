@@ -3,8 +3,10 @@
 from fl_protocol import messages as m
 from fl_protocol.codec import encode
 from fl_protocol.signing import SigningKey, seal, seal_update
+from fl_protocol.succession import hand_over
 
 FLEET_KEY = SigningKey(bytes(range(32)))
+NEXT_KEYS = [SigningKey(bytes(range(n, n + 32))) for n in (64, 96)]
 DEVICE_KEY = SigningKey(bytes(range(32, 64)))
 FLEET = "demo"
 SHA = "5f" * 32
@@ -29,6 +31,8 @@ UPDATE = m.Update(
     train_seconds=1.5,
     metrics={"value": 0.75},
 )
+
+CHAIN = hand_over(hand_over(None, FLEET_KEY, NEXT_KEYS[0], FLEET), *NEXT_KEYS, FLEET)
 
 MESSAGES: dict[str, m.Message] = {
     "state": m.DeviceState(state="training", boot=3, bseq=2, n=9, task="fan", version=41, why="", ts=1),
@@ -88,6 +92,7 @@ MESSAGES: dict[str, m.Message] = {
     "metrics": m.ReleaseMetrics(task="fan", version=41, updates=8, devices=("fan-20", "fan-25"), value=0.9, loss=0.3),
     "gateway": m.GatewayState(state="ready", boot=1, bseq=1, fleet_key=FLEET_KEY.public),
     "sync": m.Sync(within_s=5),
+    "key": CHAIN,
     "answer": m.Answer(status="failed", message="there is no task fan", hint="tasks: none"),
 }
 
@@ -179,6 +184,10 @@ SIGNED: dict[str, tuple[str, m.Signed]] = {
     "certified": (
         "fl/1/demo/enroll/0123abcd/resp",
         m.Certified(status="issued", key=SHA, device="fan-20", certificate="-----BEGIN CERTIFICATE-----", counter=3),
+    ),
+    "certified-keys": (
+        "fl/1/demo/enroll/0123abcd/resp",
+        m.Certified(status="issued", key=SHA, device="fan-20", certificate="-----", keys=CHAIN, counter=5),
     ),
     "certified-refused": (
         "fl/1/demo/enroll/0123abcd/resp",

@@ -1,0 +1,1 @@
+"""A gateway in one file, and back."""
