@@ -47,7 +47,8 @@ enroll_port = {self.enroll_port}
 {settings}
 """)
         (folder / "devices.acl").write_text(
-            f"pattern readwrite fl/1/{FLEET}/dev/%u/#\ntopic read fl/1/{FLEET}/task/#\ntopic read fl/1/{FLEET}/gw/#\n"
+            f"pattern readwrite fl/1/{FLEET}/dev/%u/#\n"  # `topic` without `user` would be for anonymous clients alone
+            f"pattern read fl/1/{FLEET}/task/#\npattern read fl/1/{FLEET}/gw/#\n"
         )
         (folder / "claims.acl").write_text(
             f"pattern write fl/1/{FLEET}/enroll/%u/req\npattern read fl/1/{FLEET}/enroll/%u/resp\n"
