@@ -51,7 +51,7 @@ _SECRETS = (
     (
         re.compile(
             r"(?i)([\w-]*(?:pass(?:word|phrase|wd)?|secret|token|api[_-]?key|key|psk|credentials?|user(?:name)?|login))"
-            r"(\s*[=:]\s*)(\"[^\"]*\"|'[^']*'|[^\s,;]+)"
+            r"([\"']?\s*[=:]\s*)(\"[^\"]*\"|'[^']*'|[^\s,;]+)"
         ),
         rf"\1\2{HIDDEN}",
     ),

@@ -1,6 +1,7 @@
 """Commands and desired configuration with real programs: mosquitto with TLS, the aggregator, an agent, and kill -9."""
 
 import json
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -134,15 +135,33 @@ def test_a_pause_and_a_configuration_survive_kill_9_without_a_network(house) -> 
 
 
 @pytest.mark.timeout(300)
-def test_train_now_is_done_once_however_it_ends(house) -> None:
-    """kill -9 while it waits: it has failed, is told so, and is not begun again by what the broker brings."""
+def test_train_now_killed_in_the_middle_has_failed(house) -> None:
+    """kill -9 while it waits for the model: told at the next start, and not begun again by what the broker brings."""
     card = settled(house)
     make_task(house)
-    wait_until(lambda: state(house).get("state") == "sleeping", 60, "it has the model, and finds no examples")
-    asked = ask(house, "device", "command", DEVICE, "train-now", "--deadline", "60")
-    ended = over(house, 30, "no examples: not to be had")
-    assert ended["id"] == asked["cid"]
-    assert (ended["status"], "no examples" in ended["why"]) == ("rejected", True)
+    house.kill("card")
+    asked = ask(house, "device", "command", DEVICE, "train-now", "--deadline", "300")
+    house.processes["aggregator"].send_signal(signal.SIGSTOP)  # nobody serves the bundle: the command waits
+    word = f"command train-now {asked['cid']}: "
+    house.boot(card)
+    wait_until(lambda: word + "executing" in house.log("card"), 30, "it is begun")
+    wait_until(lambda: f"/cmd/train-now/{asked['cid']}'" in house.log("broker"), 30, "it is told")
+    house.kill("card")
+    house.boot(card)
+    wait_until(lambda: word + "failed the agent ended in the middle of it" in house.log("card"), 30, "it has failed")
+    house.processes["aggregator"].send_signal(signal.SIGCONT)
+    ended = over(house, 30, "the gateway hears it")
+    assert (ended["id"], ended["status"], ended["code"]) == (asked["cid"], "failed", "E_COMMAND")
+    wait_until(lambda: state(house).get("state") == "sleeping", 60, "the model comes, and finds no examples")
+    assert house.log("card").count(word + "executing") == 1
+    refused = command(house, "train-now")
+    assert (refused["status"], "no examples" in refused["why"]) == ("rejected", True)
+
+
+@pytest.mark.timeout(300)
+def test_a_device_that_was_away_hears_what_is_still_open(house) -> None:
+    """Also after the gateway was killed; what was too late is never heard of."""
+    card = settled(house)
     house.kill("card")
     late = ask(house, "device", "command", DEVICE, "report", "--deadline", "3")
     late_one = over(house, 30, "nobody answers")

@@ -13,11 +13,24 @@ from hypothesis import strategies as st
 from anabranch.simulator.outbox_model import MemoryOutbox
 from anabranch.simulator.power import PowerCut, never
 from edge_agent.budget import Spent
-from edge_agent.events import Forget, LocalVector, PendingUpdate, SaveCounter, SaveSpent, SaveUpdate, Settle
+from edge_agent.commands import Configured, KeptCommand, Paused
+from edge_agent.events import (
+    Forget,
+    ForgetCommand,
+    LocalVector,
+    PendingUpdate,
+    SaveCommand,
+    SaveConfigured,
+    SaveCounter,
+    SavePaused,
+    SaveSpent,
+    SaveUpdate,
+    Settle,
+)
 from edge_agent.outbox import Outbox
 from edge_agent.storage import Kept
 from fl_protocol.errors import ConfigError
-from fl_protocol.messages import Result
+from fl_protocol.messages import CommandProgress, Health, Result
 from tests.support.plain import plain
 
 ROWS = 3  # of the ledger
@@ -39,6 +52,27 @@ effects = st.one_of(
     st.builds(Forget, tasks),
     st.builds(SaveCounter, st.sampled_from(["results", "plans"]), numbers),
     st.builds(SaveSpent, st.builds(Spent, st.none() | numbers, numbers.map(float), numbers, numbers)),
+    st.builds(
+        SaveCommand,
+        st.builds(
+            KeptCommand,
+            st.sampled_from(["c1", "c2"]),
+            st.just("pause"),
+            numbers,
+            st.just({"minutes": "3"}),
+            st.builds(
+                CommandProgress,
+                status=st.sampled_from(["executing", "failed"]),
+                lines=st.none() | st.just(("a line",)),
+                health=st.none() | st.just(Health(memory_mb=1.5)),
+            ),
+        ),
+    ),
+    st.builds(ForgetCommand, st.sampled_from(["c1", "c2"])),
+    st.builds(
+        SavePaused, st.none() | st.builds(Paused, st.none() | numbers.map(float), st.none() | numbers.map(float))
+    ),
+    st.builds(SaveConfigured, st.builds(Configured, numbers, st.just({"log.level": "debug"}))),
 )
 
 
