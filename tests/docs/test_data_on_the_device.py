@@ -138,6 +138,8 @@ def test_everything_that_leaves_is_on_the_page() -> None:
         "SLOT_ANSWER": "answers to invitations",
         "ENROLL": "enroll",
         "RENEW": "renew",
+        "DEVICE_COMMAND": "progress of commands",
+        "REPORTED": "configuration applied",
     }
     assert {kind.name for kind in LEAVING} == set(named)
     for word in named.values():
