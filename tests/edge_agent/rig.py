@@ -278,8 +278,8 @@ class Rig:
                     table.pop(task, None)
             case e.SaveCounter(name, counter):
                 counters[name] = counter
-            case e.SaveFleetKey(configured, key):
-                followed = configured, key
+            case e.SaveFleetKey(first, key):
+                followed = first, key
             case e.SaveSpent(now_spent):
                 spent = now_spent
             case e.SaveCommand(command):
