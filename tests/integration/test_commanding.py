@@ -134,7 +134,9 @@ def test_a_pause_and_a_configuration_survive_kill_9_without_a_network(house) -> 
     wait_until(lambda: reported()["configuration"] == {}, 10, "the device's own file again")
 
 
-@pytest.mark.xfail(reason="broken by a merge on 2026-11-25, not yet understood: issue 7")
+@pytest.mark.xfail(
+    reason="a race of the test: on a fast machine the model is there before the command, and it is rejected; issue 7"
+)
 @pytest.mark.timeout(300)
 def test_train_now_killed_in_the_middle_has_failed(house) -> None:
     """kill -9 while it waits for the model: told at the next start, and not begun again by what the broker brings."""

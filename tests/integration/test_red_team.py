@@ -202,7 +202,7 @@ def test_bombs_at_the_agent(house: Gatehouse, attacker: Peer, payload: bytes) ->
     says(house, "card", before, "E_S")
 
 
-@pytest.mark.xfail(reason="broken by a merge on 2026-11-25, not yet understood: issue 7")
+@pytest.mark.xfail(reason="a race of the test: on a fast machine its manifest is older than the next real one; issue 7")
 def test_a_version_that_is_too_large_is_never_fetched(house: Gatehouse, attacker: Peer) -> None:
     """Even the fleet's own key does not make a device take what its bundle cannot hold."""
     key = load_or_create_key(house.folder / "data" / "fleet.key")
