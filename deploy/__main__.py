@@ -11,10 +11,12 @@ from .backup.command import backup, restore
 from .flash.command import deb, flash, wheelhouse
 from .fleet.command import app as fleet
 from .gateway.command import app as gateway
+from .release import app as release
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 app.add_typer(gateway, name="gateway")
 app.add_typer(fleet, name="fleet")
+app.add_typer(release, name="release")
 app.command()(flash)
 app.command()(wheelhouse)
 app.command()(deb)

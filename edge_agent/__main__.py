@@ -40,6 +40,7 @@ from edge_agent.runtime import Runtime
 from edge_agent.service import Service
 from edge_agent.sources import InputSpec
 from edge_agent.trainer import OnnxTrainer
+from edge_agent.update_command import add_update_command
 from edge_agent.worker import ThreadWorker
 from fl_protocol.bundle import Bundle
 from fl_protocol.connecting import transport_to
@@ -87,6 +88,7 @@ def _parser() -> argparse.ArgumentParser:
             sub.add_argument("--bundle", type=Path, metavar="FILE", help="hold the data against this model's bundle")
         sub.set_defaults(command=command)
     add_data_commands(commands, _alone)
+    add_update_command(commands)
     return parser
 
 

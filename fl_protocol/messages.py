@@ -27,6 +27,7 @@ MaybeDecimal = Annotated[str, Meta(pattern=r"^(-?[0-9]{1,12}(\.[0-9]{1,12})?(e-?
 MaybeCode = Annotated[str, Meta(pattern=r"^(E_[A-Z]{1,20})?\Z")]
 Text = Annotated[str, Meta(max_length=400)]
 Pem = Annotated[str, Meta(max_length=4096)]
+WheelName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._+-]{0,90}\.whl\Z")]
 Signature = Annotated[str, Meta(pattern=r"^[0-9a-f]{128}\Z")]  # Ed25519, hex
 Word = Annotated[str, Meta(max_length=64)]
 Count = Annotated[int, Meta(ge=0, le=2**53 - 1)]  # what JSON carries exactly
@@ -604,3 +605,17 @@ class Answer(Message):
     status: Literal["successful", "failed"]
     message: Text = ""
     hint: Text = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AgentRelease(Signed):
+    """The first file of a release of the agent, see `agent_release.py`; `counter` numbers a fleet's releases.
+
+    `files` are SHA-256 by name, `sizes` bytes by the same names: the wheels that follow, in the order of their names.
+    """
+
+    version: Annotated[str, Meta(pattern=r"^[A-Za-z0-9.+!_-]{1,64}\Z")]
+    arch: Annotated[str, Meta(pattern=r"^[a-z0-9]{1,16}\Z")]
+    python: Annotated[str, Meta(pattern=r"^[0-9]\.[0-9]{1,3}\Z")]
+    files: Annotated[dict[WheelName, Sha256], Meta(min_length=1, max_length=48)]
+    sizes: Annotated[dict[WheelName, ObjectSize], Meta(min_length=1, max_length=48)]

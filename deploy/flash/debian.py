@@ -35,8 +35,10 @@ fi
 _PRERM = """\
 #!/bin/sh
 set -e
-if [ -d /run/systemd/system ]; then systemctl stop anabranch-agent.service || :; fi
-if [ "$1" = remove ]; then systemctl disable --quiet anabranch-agent.service || :; fi
+if [ -d /run/systemd/system ]; then systemctl stop anabranch-update.path anabranch-agent.service || :; fi
+if [ "$1" = remove ]; then
+  systemctl disable --quiet anabranch-agent.service anabranch-update.service anabranch-update.path || :
+fi
 """
 # The identity and the data stay until `apt purge`: without them the device is another one.
 _POSTRM = """\
@@ -45,9 +47,13 @@ set -e
 case "$1" in
   remove | purge)
     rm -rf /opt/anabranch /etc/systemd/system/anabranch-agent.service /usr/lib/sysusers.d/anabranch.conf
+    rm -f /etc/systemd/system/anabranch-update.service /etc/systemd/system/anabranch-update.path
+    rm -f /usr/local/sbin/anabranch-update
     if [ -d /run/systemd/system ]; then systemctl daemon-reload || :; fi ;;
 esac
-if [ "$1" = purge ]; then rm -rf /etc/anabranch /var/lib/anabranch /var/lib/anabranch-first-boot; fi
+if [ "$1" = purge ]; then
+  rm -rf /etc/anabranch /var/lib/anabranch /var/lib/anabranch-first-boot /var/lib/anabranch-update
+fi
 """
 
 

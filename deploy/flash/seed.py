@@ -12,7 +12,8 @@ from fl_protocol.errors import ConfigError
 from fl_protocol.ticket import FILE_NAME, load_ticket
 
 SYSTEMD = Path(__file__).resolve().parent.parent / "systemd"
-KIT = ("anabranch-first-boot", "anabranch-agent.service", "anabranch.conf")  # beside wheels/ and agent.toml
+UPDATE = ("anabranch-update", "anabranch-update.service", "anabranch-update.path")
+KIT = ("anabranch-first-boot", "anabranch-agent.service", "anabranch.conf", *UPDATE)  # beside wheels/ and agent.toml
 TICKET_PATH = "/etc/anabranch/ticket.toml"
 STATE_DIR = "/var/lib/anabranch"
 _SSH_KEY = re.compile(r"(ssh-(ed25519|rsa)|ecdsa-sha2-nistp\d+|sk-[a-z0-9@.-]+) [A-Za-z0-9+/=]+( .*)?")

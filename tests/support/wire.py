@@ -196,6 +196,17 @@ SIGNED: dict[str, tuple[str, m.Signed]] = {
         ),
     ),
     "ask": ("fl/1/demo/op/cmd/task-start/0123", m.Ask(name="task-start", arguments={"task": "fan"}, counter=5)),
+    "agent-release": (
+        "agent-release",
+        m.AgentRelease(
+            version="0.2.0",
+            arch="arm64",
+            python="3.13",
+            files={"anabranch-0.2.0-py3-none-any.whl": SHA, "pip-25.3-py3-none-any.whl": SHA[::-1]},
+            sizes={"anabranch-0.2.0-py3-none-any.whl": 400_000, "pip-25.3-py3-none-any.whl": 1_800_000},
+            counter=7,
+        ),
+    ),
 }
 
 
