@@ -134,15 +134,12 @@ def test_a_pause_and_a_configuration_survive_kill_9_without_a_network(house) -> 
     wait_until(lambda: reported()["configuration"] == {}, 10, "the device's own file again")
 
 
-@pytest.mark.xfail(
-    reason="a race of the test: on a fast machine the model is there before the command, and it is rejected; issue 7"
-)
 @pytest.mark.timeout(300)
 def test_train_now_killed_in_the_middle_has_failed(house) -> None:
     """kill -9 while it waits for the model: told at the next start, and not begun again by what the broker brings."""
     card = settled(house)
-    make_task(house)
     house.kill("card")
+    make_task(house)  # while the device is off: it has no bundle yet
     asked = ask(house, "device", "command", DEVICE, "train-now", "--deadline", "300")
     house.processes["aggregator"].send_signal(signal.SIGSTOP)  # nobody serves the bundle: the command waits
     word = f"command train-now {asked['cid']}: "
