@@ -6,7 +6,7 @@ E_DOWNGRADE, or worse, another version under a number that the device holds alre
 that everything that only grows is moved on by more than it can have grown:
 
 - counters of signed messages to the second of the restore, in steps of 2^20: less was signed on any topic since;
-- versions by 10 for each second that has passed since, 1,000 at least, and plan revisions by 1,000: the newest kept
+- versions by 100 for each second that has passed since, 1,000 at least, and plan revisions by 1,000: the newest kept
   parameters are the first version of a new life of the model (`plan.origin`), and what was trained from any earlier
   one is stale;
 - tickets that were out are void, unless told: one may have been used meanwhile, and a copy of it would serve again.
@@ -23,7 +23,7 @@ from broker_aggregator.task import Task
 from broker_aggregator.trials import withhold
 
 STEP_BITS = 20  # of counters a second
-VERSIONS_PER_S, MIN_VERSIONS = 10, 1000
+VERSIONS_PER_S, MIN_VERSIONS = 100, 1000  # 25 a second were seen, of a tiny model and a buffer of one
 REVISIONS = 1000  # of plans: an operator makes them by hand
 WHY = "the gateway was restored from a backup"
 _DURABLE = get_args(Durable)

@@ -46,7 +46,7 @@ def test_versions_counters_and_revisions_go_on_above(store: SqliteStore) -> None
     done = advance(store, NOW_MS - 3_600_000, NOW_MS)
     after = store.load(0.0)
     task, was = after.tasks["fan"], before.tasks["fan"]
-    assert task.release.version == task.plan.origin == done.versions["fan"] == was.next_version + 36_000
+    assert task.release.version == task.plan.origin == done.versions["fan"] == was.next_version + 360_000
     assert task.release.sha256 == was.release.sha256
     assert task.plan.revision > was.plan.revision
     assert (task.buffer, task.plan.state) == ([], "running")
