@@ -36,6 +36,7 @@ ATTACKS: Mapping[str, Mapping[str, str]] = {
     "alie": {},
     "ipm": {"scale": "0.6"},
     "min-max": {},
+    "just-inside": {},
     "nan": {},
     "replay": {},
     "base-version": {},

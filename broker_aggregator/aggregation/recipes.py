@@ -41,7 +41,7 @@ ALIASES: Mapping[str, str] = {
     "fedclipping": "clip+mean",
     "fednova": "nova+mean",
     "rfa": "geometric-median",
-    "robust": "near+mean",
+    "robust": "near+screen+mean",
 }
 
 
@@ -62,6 +62,7 @@ class Settings:
     keep: int | None = None
     reach: float = 2.0
     memory: float = 0.999
+    far: float | None = None
     trusted: str = ""
 
 
@@ -96,7 +97,7 @@ WRAPPERS: Mapping[str, Callable[[Aggregator, Settings], Aggregator]] = {
     "bucketing": lambda inner, s: Bucketed(inner, s.bucket),
     "clip": lambda inner, s: Clipped(inner, s.clip, s.clip_norm, s.quantile),  # type: ignore[arg-type]  # one of three
     "nova": lambda inner, _: Normalised(inner),
-    "screen": lambda inner, _: Screened(inner),
+    "screen": lambda inner, s: Screened(inner, s.far),
 }
 OPTIMIZERS = ("sgd", "adam", "yogi", "adagrad", "fadas")
 
@@ -199,7 +200,7 @@ def _read(plan: Plan) -> tuple[list[str], str, Settings]:
         settings = Settings(
             f=p.whole("f", 0, 0, 50_000),
             attackers=p.number("attackers", 0.2, 0.0, 0.49),
-            examples=_within("example_exponent", plan.example_exponent, 0, 1),
+            examples=0.0 if _needs(wrappers, last) else _within("example_exponent", plan.example_exponent, 0, 1),
             discount=_discount(plan, p),
             clip=clip,
             clip_norm=p.number("clip_norm", 1.0, 1e-9, 999_999) if clip == "fixed" else 1.0,
@@ -210,6 +211,7 @@ def _read(plan: Plan) -> tuple[list[str], str, Settings]:
             keep=p.whole("keep", 1, 1, 50_000) if last == "multi-krum" and p.has("keep") else None,
             reach=p.number("reach", 2.0, 1.0, 100.0) if "near" in words else 2.0,
             memory=p.number("memory", 0.999, 0.0, 1.0) if "near" in words else 0.999,
+            far=p.number("far", 1.5, 1.0, 100.0) if "screen" in words and p.has("far") else None,
             trusted=p.text("trusted", "") if last == "fltrust" else "",
         )
         p.finish()

@@ -96,13 +96,39 @@ def min_max(honest: Matrix) -> Matrix:
     return np.asarray(mean - float(np.min(-along + np.sqrt(inside))) / a * deviation)
 
 
+class JustInside:
+    """mu, and from there against it as far as a rule lets pass that leaves out what is further off than others are.
+
+    This attacker knows `near`: mu - d mu/|mu|, where d is `scale` times the largest median distance to mu that was seen
+    up to now, and so long that the whole is no longer than `MOST_NORM` median norms, which the gate would shorten.
+    """
+
+    MOST_NORM = 4.5
+
+    def __init__(self, scale: float) -> None:
+        self._scale, self._largest = scale, 0.0
+
+    def __call__(self, honest: Matrix) -> Matrix:
+        """See `Craft`."""
+        mean = np.mean(honest, axis=0)
+        length = float(np.linalg.norm(mean[None], axis=1)[0])  # along an axis it is no BLAS: see min_max
+        if length == 0.0:
+            return np.asarray(mean)
+        distances, norms = np.linalg.norm(honest - mean, axis=1), np.linalg.norm(honest, axis=1)
+        self._largest = max(self._largest, float(np.median(distances)))
+        most = self.MOST_NORM * float(np.median(norms)) + length
+        return np.asarray(mean * (1 - min(self._scale * self._largest, most) / length))
+
+
 def make_craft(kind: str, scale: float | None, devices: int, attackers: int) -> Craft:
-    """What such attackers send; `scale` is z of ALIE, None: the paper's, and eps of IPM."""
+    """What such attackers send; `scale` is z of ALIE, None: the paper's, eps of IPM, and just-inside's."""
     if kind == "alie":
         z = z_of(devices, attackers) if scale is None else scale
         return lambda honest: alie(honest, z)
     if kind == "ipm":
         return lambda honest: ipm(honest, 0.6 if scale is None else scale)
+    if kind == "just-inside":
+        return JustInside(1.8 if scale is None else scale)
     return min_max
 
 

@@ -30,6 +30,7 @@ KINDS: Mapping[str, Kind] = {
     "alie": Kind("colluding", {"scale": None}),
     "ipm": Kind("colluding", {"scale": 0.6}),
     "min-max": Kind("colluding", {}),
+    "just-inside": Kind("colluding", {"scale": 1.8}),
     "nan": Kind("protocol", {}),
     "replay": Kind("protocol", {"scale": 3.0, "every_s": 5.0}),
     "base-version": Kind("protocol", {"scale": 3.0}),

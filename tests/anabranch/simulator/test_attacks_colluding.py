@@ -8,7 +8,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from anabranch.simulator.attacks.attackers import Attacked
-from anabranch.simulator.attacks.colluding import MOST, Overheard, alie, ipm, make_craft, min_max, with_others, z_of
+from anabranch.simulator.attacks.colluding import (
+    MOST,
+    JustInside,
+    Overheard,
+    alie,
+    ipm,
+    make_craft,
+    min_max,
+    with_others,
+    z_of,
+)
 from anabranch.simulator.data import read_bundle
 from anabranch.simulator.experiment import (
     AttackSection,
@@ -100,6 +110,20 @@ def test_min_max_goes_as_far_as_it_can_hide(honest: np.ndarray) -> None:
     assert np.allclose(sent, min_max_by_halving(honest.tolist()), rtol=1e-6, atol=1e-6 * size)
     most = max(np.linalg.norm(a - b) for a in honest for b in honest)
     assert max(np.linalg.norm(sent - row) for row in honest) <= most * (1 + 1e-9)
+
+
+@given(st.lists(deltas, min_size=1, max_size=3))
+def test_just_inside_goes_as_far_as_it_has_seen_others_go(buffers: list[np.ndarray]) -> None:
+    """Against the mean, by the largest median distance so far; no longer than four and a half median norms."""
+    craft, largest = JustInside(1.8), 0.0
+    for honest in buffers:
+        mean = np.mean(honest, axis=0)
+        largest = max(largest, float(np.median(np.linalg.norm(honest - mean, axis=1))))
+        sent, size = craft(honest), float(np.abs(honest).max())
+        went = float(np.linalg.norm(sent - mean))
+        assert went <= 1.8 * largest * (1 + 1e-9) + 1e-9 * size
+        assert (sent - mean) @ mean <= 1e-9 * size**2
+        assert np.linalg.norm(sent) <= 4.5 * np.median(np.linalg.norm(honest, axis=1)) + 1e-9 * size or went == 0.0
 
 
 @given(deltas, st.randoms())
@@ -209,6 +233,7 @@ SECTIONS = {
     "alie": {},
     "ipm": {},
     "min-max": {},
+    "just-inside": {},
 }
 
 

@@ -25,6 +25,7 @@ COMPOSED = (
     "nova+mean",
     "arc+mean",
     "near+mean",
+    "near+screen+mean",
     "clip+fltrust",
     "bucketing+krum",
     "bucketing+median",

@@ -1,12 +1,14 @@
 """What holds of every rule: a new one is tested by being registered in `recipes.RULES` or composed in sets.py."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from broker_aggregator.aggregation import Context, UpdateSet
-from broker_aggregator.aggregation.recipes import ALIASES, RULES, WRAPPERS
+from broker_aggregator.aggregation.recipes import ALIASES, RULES, WRAPPERS, make_aggregator
 from tests.broker_aggregator.aggregation.sets import (
     CHAINS,
     COMPOSED,
@@ -147,6 +149,15 @@ def test_more_attackers_than_that_have_the_step(name, f):
     # Averages of buckets that each hold an attacker: none is left alone with honest company.
     draw = Drawn(np.arange(n))
     assert np.linalg.norm(step_of(rule_of(name, f), set_of(rows), rng=draw)) > FAR / 100
+
+
+@pytest.mark.parametrize("name", ROBUST)
+def test_what_a_device_says_of_its_examples_counts_for_nothing(name):
+    """Behind a wrapper that stands attackers even the mean counts all alike: to claim many is free."""
+    rows, n = gaussian(1, enough(name, 2) + 1), enough(name, 2) + 1
+    rule = make_aggregator(replace(plan_of(name, 2), example_exponent="0.5"))
+    claims = [2**40 if i < 2 else 10 for i in range(n)]
+    assert np.array_equal(step_of(rule, set_of(rows, examples=claims)), step_of(rule, set_of(rows)))
 
 
 def test_the_mean_stands_nobody():
