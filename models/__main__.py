@@ -19,6 +19,7 @@ from models.gates import Gate, run_gates
 from models.new import write_model
 from models.spec import ModelSpec, catalog, load
 
+_REMEDIES = "docs/bring-your-own-model.md says under Build what each gate means, and what to change"
 SHIPPED = Path(__file__).parents[1] / "anabranch" / "data"
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Compile torch models into bundles.")
@@ -74,7 +75,7 @@ def build(name: Name, out: BundleFile = None) -> None:
         ) from error
     results = _measure(bundle, spec)
     console.print(_table(results))
-    _demand(results, f"{name}: nothing was written")
+    _demand(results, f"nothing was written; {_REMEDIES}")
     out = out or SHIPPED / f"{name}.bundle"
     write_durably(out, data)
     sent = f"{bundle.layout.num_parameters:,} parameters and {bundle.layout.num_statistics} statistics are sent"
@@ -93,7 +94,7 @@ def gates(name: Name, bundle: BundleFile = None, as_json: AsJson = False) -> Non
         _print_json([asdict(gate) for gate in results])
     else:
         console.print(_table(results))
-    _demand(results, str(path))
+    _demand(results, _REMEDIES)
 
 
 def _measure(bundle: Bundle, spec: ModelSpec) -> list[Gate]:
@@ -123,7 +124,7 @@ def main() -> None:
     try:
         app()
     except (ConfigError, ProtocolError) as error:
-        Console(stderr=True).print(f"error: {error}", style="red", markup=False)
+        Console(stderr=True).print(f"error: {error}", style="red", markup=False, soft_wrap=True)
         raise SystemExit(2) from None
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from fl_protocol.errors import ConfigError
 from models import dropout, recurrent
+from models.metrics import Metric
 from models.quantization import batch_norm, below, fake_quantized
 from models.spec import ModelSpec
 
@@ -66,8 +67,19 @@ def probe(module: nn.Module, spec: ModelSpec, trained: Sequence[str]) -> None:
             "x in the spec is one example, without the batch; the module takes a batch of them",
         ) from error
     _check_output(spec, output)
+    if not isinstance(spec.metric, Metric):
+        raise ConfigError(
+            f"{spec.name}: metric is {type(spec.metric).__name__}, not a Metric",
+            'give it a name: Metric("name", function, "higher" or "lower"), from models.metrics',
+        )
     for name, function in (("loss", spec.loss), ("metric", spec.metric.score)):
-        value = function(output, y)
+        try:
+            value = function(output, y)
+        except (RuntimeError, TypeError, IndexError, ValueError) as error:
+            raise ConfigError(
+                f"{spec.name}: the {name} fails on an output of {_text(output)} and y of {_text(y)}: {error}"[:600],
+                f"y in the spec is what one example has to predict; the {name} takes batches, (output, y) -> (B,)",
+            ) from error
         if not isinstance(value, Tensor) or value.shape != (_PROBE,):
             got = _text(value) if isinstance(value, Tensor) else type(value).__name__
             raise ConfigError(f"{spec.name}: the {name} gives {got} for a batch", "one value an example, shape (B,)")

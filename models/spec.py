@@ -76,6 +76,10 @@ def load(name: str) -> ModelSpec:
         hint = f"did you mean {near[0]!r}?" if near else f"one of: {', '.join(catalog())}"
         raise ConfigError(f"there is no model {name!r} in the workshop", hint)
     spec: ModelSpec = import_module(f"models.{name}").SPEC
+    if spec.name != name:
+        raise ConfigError(
+            f"models/{name} has a SPEC named {spec.name!r}", f"let its name be that of the folder: {name}"
+        )
     return spec
 
 

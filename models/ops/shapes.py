@@ -54,7 +54,10 @@ def _reshaped(writer: GraphWriter, node: fx.Node) -> str:
     sizes = node.meta["val"].shape
     unknown = [i for i, s in enumerate(sizes) if not isinstance(s, int)]
     if len(unknown) > 1:
-        raise ConfigError(f"the model reshapes to {tuple(sizes)}: two free dimensions", "only the batch may be free")
+        raise ConfigError(
+            f"the model reshapes to {tuple(sizes)}: two free dimensions",
+            "only the batch may be free: is the batch first, is `batch_first=True` set?",
+        )
     known = [-1 if i in unknown else int(s) for i, s in enumerate(sizes)]  # whatever the symbol is, it is what remains
     return writer.node("Reshape", writer.emit(base), int64(writer, known))
 

@@ -150,8 +150,9 @@ def page(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         monkeypatch.setitem(sys.modules, name, module)
         exec(listing.body, vars(module))
         names |= vars(module)
-    (pretrained,) = [b for b in blocks(PAGE) if b.language == "python" and not b.file]
-    exec(pretrained.body, names)
+    for block in blocks(PAGE):
+        if block.language == "python" and not block.file:
+            exec(block.body, names)
     return names
 
 
@@ -181,6 +182,14 @@ def test_every_variation_compiles(text: str, page: dict[str, Any], tmp_path: Any
         assert all(name.startswith("classify") for name in step.parameters)
     if "personal" in fields:
         assert set(step.personal) >= {"classify.weight", "classify.bias"}
+
+
+def test_a_loss_and_a_metric_of_ones_own_compile(page: dict[str, Any]) -> None:
+    """The fields that the page says below them, around a module of six logits."""
+    (line,) = [line for line in PAGE.read_text("utf-8").splitlines() if line.startswith("The spec then says")]
+    fields = eval(f"dict({codes(line)[0]})", page)
+    module = nn.Sequential(nn.Embedding(10, 2), nn.Flatten(), nn.Linear(24, 6))
+    assert compile_graphs(Step(replace(page["SPEC"], **fields, module=lambda: module)), ("train", "evaluate"))
 
 
 def _layout(spec: ModelSpec, **fields: Any) -> None:
@@ -215,6 +224,17 @@ class Twice(nn.Module):
         return h
 
 
+class BatchSecond(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attend, self.classify = nn.MultiheadAttention(4, 2), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = x.float().unflatten(1, (3, 4))
+        logits: Tensor = self.classify(self.attend(h, h, h, need_weights=False)[0].mean(1))
+        return logits
+
+
 class Reshaped(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -238,6 +258,10 @@ ERRORS: dict[str, Callable[[ModelSpec], Any]] = {
     "the spec says": lambda spec: check_examples(spec, _splits(_X[:, :3], [0, 1])),
     "for 3 labels": lambda spec: check_examples(spec, _splits(_X, [0, 3])),
     "the module fails on x of": lambda spec: _layout(spec, x=Input((), torch.float32)),
+    "the loss fails on an output of": lambda spec: _layout(
+        spec, y=Input((2,), torch.float32), loss=lambda output, y: (output - y).square().mean(1)
+    ),
+    "not a Metric": lambda spec: _layout(spec, metric=metrics.absolute_error),
     "labels and an output of": lambda spec: _layout(spec, labels=("healthy", "not")),
     "the loss does not depend on": lambda spec: _layout(spec, module=Idle),
     "which is no part of the module": lambda spec: _layout(spec, frozen=("embedding",)),
@@ -245,6 +269,7 @@ ERRORS: dict[str, Callable[[ModelSpec], Any]] = {
     "the model decides by a tensor's value": lambda _spec: compile_graphs(
         Step(spec_of(lambda: Written("h if h.sum() > 0 else -h")))
     ),
+    "two free dimensions": lambda spec: compile_graphs(Step(replace(spec, module=BatchSecond))),
     "the model works for a batch of": lambda spec: compile_graphs(Step(replace(spec, module=Reshaped))),
     "the model writes into a part of a tensor": lambda _spec: compile_graphs(
         Step(spec_of(lambda: Written("(h.__setitem__((slice(None), 0), 0.0), h)[1]")))

@@ -2,11 +2,14 @@
 
 import json
 import sys
+import types
 
 import pytest
 
 import models.__main__ as cli
+from models import spec
 from models.gates import Gate
+from tests.models.specs import toy
 
 FIRST = Gate("first", "1", "2", True)
 
@@ -34,6 +37,12 @@ def test_a_model_that_does_not_exist_is_refused_with_the_nearest_that_does(monke
     assert "did you mean 'fan_vibration'" in capsys.readouterr().err
 
 
+def test_a_spec_that_has_not_the_name_of_its_folder_is_refused(monkeypatch, capsys):
+    monkeypatch.setattr(spec, "import_module", lambda _name: types.SimpleNamespace(SPEC=toy()))
+    assert run(monkeypatch, "build", "stand_in") == 2
+    assert "models/stand_in has a SPEC named 'toy'" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("passed", [True, False])
 def test_a_bundle_is_written_only_when_every_gate_is_passed(monkeypatch, tmp_path, capsys, passed):
     gates = [FIRST, Gate("second", "3", "2", passed)]
@@ -49,6 +58,7 @@ def test_a_bundle_is_written_only_when_every_gate_is_passed(monkeypatch, tmp_pat
         assert "7,235 parameters" in said.out
     else:
         assert "gates not passed: second" in said.err
+        assert "docs/bring-your-own-model.md says" in said.err
 
 
 def test_gates_are_measured_for_a_script(monkeypatch, capsys):
