@@ -11,6 +11,7 @@ from .backup.command import backup, restore
 from .flash.command import deb, flash, wheelhouse
 from .fleet.command import app as fleet
 from .gateway.command import app as gateway
+from .image.command import image
 from .release import app as release
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -18,6 +19,7 @@ app.add_typer(gateway, name="gateway")
 app.add_typer(fleet, name="fleet")
 app.add_typer(release, name="release")
 app.command()(flash)
+app.command()(image)
 app.command()(wheelhouse)
 app.command()(deb)
 app.command()(backup)

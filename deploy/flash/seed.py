@@ -16,6 +16,7 @@ UPDATE = ("anabranch-update", "anabranch-update.service", "anabranch-update.path
 KIT = ("anabranch-first-boot", "anabranch-agent.service", "anabranch.conf", *UPDATE)  # beside wheels/ and agent.toml
 TICKET_PATH = "/etc/anabranch/ticket.toml"
 STATE_DIR = "/var/lib/anabranch"
+IMAGE_MARK = "anabranch-image.json"  # on the boot partition of an image that `deploy image` made
 _SSH_KEY = re.compile(r"(ssh-(ed25519|rsa)|ecdsa-sha2-nistp\d+|sk-[a-z0-9@.-]+) [A-Za-z0-9+/=]+( .*)?")
 _END = "END_OF_ANABRANCH_FILE"
 

@@ -16,6 +16,10 @@ PACKAGES = {
     "sfdisk": "fdisk",
     "dpkg-deb": "dpkg",
     "xz": "xz-utils",
+    "depmod": "kmod",
+    "systemctl": "systemd",
+    "mke2fs": "e2fsprogs",
+    "mkfs.vfat": "dosfstools",
 }
 _ADMIN = "/usr/sbin:/sbin:/usr/local/sbin"  # where Debian keeps sfdisk, and users do not look
 # The user's own mtools.conf must not decide; a Pi's boot partition has a geometry that mtools would refuse.

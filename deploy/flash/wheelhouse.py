@@ -51,12 +51,16 @@ def build_wheelhouse(
     tell("building our wheel")
     ours = _our_wheel(wheel, wheels)
     tell(f"downloading what it needs on {arch} with Python {python}")
-    platforms = [f"--platform=manylinux_{a}_{b}_{MACHINES[arch]}" for a, b in _GLIBCS]
-    platforms.append(f"--platform=manylinux2014_{MACHINES[arch]}")
-    interpreter = ("--implementation=cp", f"--python-version={python}", f"--abi=cp{python.replace('.', '')}")
-    _pip("download", "--only-binary=:all:", *platforms, *interpreter, f"{ours}[agent]", "--dest", str(wheels))
+    _pip("download", "--only-binary=:all:", *platforms(arch, python), f"{ours}[agent]", "--dest", str(wheels))
     _pip("download", "--only-binary=:all:", "--no-deps", "pip", "--dest", str(wheels))
     return _finish(folder, arch, python)
+
+
+def platforms(arch: str, python: str) -> list[str]:
+    """What pip has to be told to take another machine's wheels."""
+    names = [f"--platform=manylinux_{a}_{b}_{MACHINES[arch]}" for a, b in _GLIBCS]
+    names.append(f"--platform=manylinux2014_{MACHINES[arch]}")
+    return [*names, "--implementation=cp", f"--python-version={python}", f"--abi=cp{python.replace('.', '')}"]
 
 
 def read_wheelhouse(folder: Path) -> dict[str, bytes]:

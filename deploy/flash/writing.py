@@ -9,6 +9,7 @@ from fl_protocol.errors import ConfigError
 
 from .fat import FatFiles
 from .partitions import Partition
+from .seed import IMAGE_MARK
 
 CLOUD_INIT = ("meta-data", "user-data")
 OWN_FOLDER = "anabranch"
@@ -25,7 +26,7 @@ class Room:
 
 
 def measure(image: Path, partition: Partition, files: Mapping[str, bytes], *, any_image: bool = False) -> Room:
-    """What there is room for; reads only. Raises `ConfigError` for too little, and an image without cloud-init."""
+    """What there is room for; reads only. Raises `ConfigError` for too little, and what the image cannot do."""
     fat = FatFiles(image, partition)
     names = fat.names()
     if not any_image and not set(CLOUD_INIT) <= names:
@@ -34,6 +35,11 @@ def measure(image: Path, partition: Partition, files: Mapping[str, bytes], *, an
             "this system does not ask cloud-init, and would never look at what is written",
             "take Raspberry Pi OS of October 2025 or newer, or Ubuntu Server; "
             "if you know that this one asks cloud-init's NoCloud, say --any-image",
+        )
+    if IMAGE_MARK in names and "network-config" in files:
+        raise ConfigError(
+            f"--wifi: {image} is an image of `deploy image`, which knows cables only",
+            "leave --wifi out, or take a stock image",
         )
     old = [OWN_FOLDER, *(name for name in files if "/" not in name)]
     room = Room(fat.needed((n, len(d)) for n, d in files.items()), fat.free() + sum(fat.taken(n) for n in old))
