@@ -91,7 +91,7 @@ def _make_root(path: Path, tree: Path, size_mib: int) -> None:
 
 def _make_boot(path: Path, files: dict[str, bytes]) -> None:
     run_tool(
-        *("mkfs.vfat", "-F", "32", "-n", BOOT_LABEL, "--offset", str(_START * MIB // 512)),
+        *("mkfs.vfat", "-F", "32", "-s", "4", "-n", BOOT_LABEL, "--offset", str(_START * MIB // 512)),
         *(str(path), str(BOOT_MIB * MIB // 1024)),
     )
     fat = FatFiles(path, boot_partition(path))
