@@ -95,7 +95,7 @@ def install_agent(system: System, kit: Path) -> str:
         compiling = [sys.executable, "-m", "compileall", "-q", "-j", "2", "-s", str(system.root), "-p", "/", str(site)]
         subprocess.run(compiling, check=False, capture_output=True)  # some packages carry tests that are no Python
     write_durably(venv / "installed", sums, mode=0o644)
-    return next(site.glob("anabranch-*.dist-info")).name.split("-")[1]
+    return next(site.glob("anabranch-*.dist-info")).stem.split("-")[1]
 
 
 def _pip(wheels: Path, into: Path) -> None:

@@ -45,18 +45,21 @@ class System:
     kernel: str
 
 
+def recipe(arch: str, kernel: str) -> list[str]:
+    """mmdebstrap's arguments, but for the file that it writes: what this says is what the tar is."""
+    words = ["--variant=minbase", f"--architectures={arch}", f"--include={','.join(PACKAGES)}"]
+    words += ["--aptopt=Acquire::Languages none", "--aptopt=APT::Install-Recommends false"]
+    words += [f"--dpkgopt=path-exclude={path}" for path in _LEFT_OUT]
+    words += ["--dpkgopt=path-include=/usr/share/doc/*/copyright"]
+    return [*words, f"--customize-hook={_KERNEL.format(package=kernel)}", SUITE]
+
+
 def build_system(tar: Path, arch: str, kernel: str, tell: Callable[[str], None]) -> None:
     """Write a root file system with a kernel to `tar`; ten minutes under emulation. Raises `ConfigError`."""
-    for name in ("mmdebstrap", "depmod"):
-        find_tool(name)
+    find_tool("depmod")
     new = tar.with_name(f".{tar.name}.new.tar")
-    command = ["mmdebstrap", "--variant=minbase", f"--architectures={arch}", f"--include={','.join(PACKAGES)}"]
-    command += ["--aptopt=Acquire::Languages none", "--aptopt=APT::Install-Recommends false"]
-    command += [f"--dpkgopt=path-exclude={path}" for path in _LEFT_OUT]
-    command += ["--dpkgopt=path-include=/usr/share/doc/*/copyright"]
-    command += [f"--customize-hook={_KERNEL.format(package=kernel)}", SUITE, str(new)]
     try:
-        _watch([find_tool(command[0]), *command[1:]], tell)
+        _watch([find_tool("mmdebstrap"), *recipe(arch, kernel), str(new)], tell)
         new.replace(tar)
     finally:
         new.unlink(missing_ok=True)
