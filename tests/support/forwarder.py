@@ -15,6 +15,7 @@ class Forwarder:
         self._writers: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._loop = asyncio.new_event_loop()
+        self._left: int | None = None  # bytes down until it stalls by itself
         self._flowing = asyncio.Event()
         self._flowing.set()
         self._thread = threading.Thread(target=self._loop.run_forever, name="forwarder", daemon=True)
@@ -32,9 +33,17 @@ class Forwarder:
         """Pass nothing on, and keep the connections: a network that has gone without a word."""
         self._on_loop(self._flowing.clear)
 
+    def stall_after(self, count: int) -> None:
+        """Pass so many more bytes from the target, not one more, and stall."""
+        self._on_loop(lambda: setattr(self, "_left", count))
+
+    @property
+    def stalled(self) -> bool:
+        return not self._flowing.is_set()
+
     def flow(self) -> None:
         """Pass on again."""
-        self._on_loop(self._flowing.set)
+        self._on_loop(lambda: (setattr(self, "_left", None), self._flowing.set()))
 
     def close(self) -> None:
         """End connections, listener and thread."""
@@ -75,11 +84,24 @@ class Forwarder:
             self._writers.discard(writer)
             self._tasks.discard(task)
 
+    def _split(self, data: bytes, way: str) -> tuple[bytes, bytes]:
+        """What may pass now, and what has to wait."""
+        if way == "up" or self._left is None:
+            return data, b""
+        now, later = data[: self._left], data[self._left :]
+        self._left -= len(now)
+        if self._left == 0:
+            self._left = None
+            self._flowing.clear()
+        return now, later
+
     async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, way: str) -> None:
         with suppress(OSError):
             while data := await reader.read(65536):
-                await self._flowing.wait()
-                setattr(self, way, getattr(self, way) + len(data))
-                writer.write(data)
-                await writer.drain()
+                while data:
+                    await self._flowing.wait()
+                    now, data = self._split(data, way)
+                    setattr(self, way, getattr(self, way) + len(now))
+                    writer.write(now)
+                    await writer.drain()
         writer.close()
