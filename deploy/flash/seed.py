@@ -160,8 +160,9 @@ def _indented(text: str) -> str:
     return "\n".join(f"    {line}".rstrip(" ") for line in text.splitlines())
 
 
-# Everything else that cloud-init does is done once and marked before it is done: cut off there, it is never done again.
-# `bootcmd` runs at every boot. `$$` is a dollar sign here.
+# Everything else that cloud-init does is done once, marked as done, and not synced: after a power cut host's keys were
+# empty files, for ever. `bootcmd` runs at every boot, and has all of it done again until `anabranch-first-boot`, which
+# waits for it, has synced the disk and written `done`. `$$` is a dollar sign here.
 _USER_DATA = """\
 #cloud-config
 # Written by `python -m deploy flash`.
@@ -186,5 +187,6 @@ $unit
     $ssh
     echo "$$INSTANCE_ID" | put /var/lib/anabranch-first-boot/seed 644
     fi
+    [ -e /var/lib/anabranch-first-boot/done ] || rm -f "/var/lib/cloud/instances/$$INSTANCE_ID/sem/config_"*
     systemctl start --no-block anabranch-first-boot.service
 """

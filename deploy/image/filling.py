@@ -1,6 +1,7 @@
 """What makes the Debian ours: mounts, network, cloud-init's ways, accounts left empty, and the agent's environment."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -55,7 +56,9 @@ def configure(system: System) -> None:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(text)
     (root / "boot/firmware").mkdir(exist_ok=True)
-    for path in [*(root / "etc/ssh").glob("ssh_host_*"), root / "var/lib/dbus/machine-id", root / "etc/resolv.conf"]:
+    # What was made while the packages were installed, or is the building machine's own.
+    strays = [*(root / "etc/ssh").glob("ssh_host_*"), *(root / "etc").glob(".resolv.conf.*")]
+    for path in [*strays, root / "etc/resolv.conf", root / "var/lib/dbus/machine-id"]:
         path.unlink(missing_ok=True)
     (root / "etc/resolv.conf").symlink_to("../run/systemd/resolve/stub-resolv.conf")
     for verb, units in _SERVICES.items():
@@ -91,6 +94,9 @@ def install_agent(system: System, kit: Path) -> str:
         (venv / "bin" / script.name).write_text(f"#!/{_VENV}/bin/python\n{rest}")
         (venv / "bin" / script.name).chmod(0o755)
     shutil.rmtree(site / "bin")
+    for record in site.glob("*.dist-info/RECORD"):  # where the scripts are now: pip replaces them when it updates
+        text = record.read_text("utf-8")
+        record.write_text(re.sub(r"(?m)^\.\./\.\./bin/([^,]+),.*$", r"../../../bin/\1,,", text), "utf-8")
     if f"{sys.version_info.major}.{sys.version_info.minor}" == PYTHON:  # another Python's bytecode would be ignored
         compiling = [sys.executable, "-m", "compileall", "-q", "-j", "2", "-s", str(system.root), "-p", "/", str(site)]
         subprocess.run(compiling, check=False, capture_output=True)  # some packages carry tests that are no Python

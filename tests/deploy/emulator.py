@@ -35,6 +35,7 @@ class Emulated:
     def start(self) -> None:
         """Power on."""
         assert self._process is None
+        assert FIRMWARE.exists(), "apt install qemu-system-arm qemu-efi-aarch64"
         command = [find_tool("nice"), "-n", "5", find_tool("qemu-system-aarch64"), "-machine", "virt", "-cpu", CPU]
         command += ["-accel", "tcg,thread=multi", "-smp", "2", "-m", "1024", "-bios", str(FIRMWARE)]
         command += ["-display", "none", "-monitor", "none", "-serial", f"file:{self.console}", "-no-reboot"]
