@@ -36,6 +36,7 @@ from edge_agent.metered import MeteredLink
 from edge_agent.notify import Notifier
 from edge_agent.objects import Objects
 from edge_agent.outbox import Outbox
+from edge_agent.release_spool import ReleaseSpool
 from edge_agent.runtime import Runtime
 from edge_agent.service import Service
 from edge_agent.sources import InputSpec
@@ -149,8 +150,19 @@ def _run(config: AgentConfig, options: argparse.Namespace) -> int:
         stop = _until_asked_to_end()
         data = open_data(config, failed=stop.set)
         objects = Objects(config.device.state_dir / "objects")
+        releases = ReleaseSpool(
+            config.device.state_dir, identity.fleet, Path(os.environ.get("ANABRANCH_ROOT") or "/").absolute()
+        )
         tls = config.broker.tls()
-        agent = Agent(identity, describe(identity), settings, restored, rng, parts=objects.parts)
+        agent = Agent(
+            identity,
+            describe(identity, releases.installed),
+            settings,
+            restored,
+            rng,
+            parts=objects.parts,
+            release_parts=releases.parts,
+        )
         service = Service(
             agent,
             _transport(config, identity.will, tls=tls),
@@ -168,6 +180,7 @@ def _run(config: AgentConfig, options: argparse.Namespace) -> int:
             notifier=Notifier(os.environ),
             forget=data.forgettable.forget if data.forgettable else None,
             log_ring=log_ring,
+            releases=releases,
         )
         log.info("%s of fleet %s, start %d", identity.device, identity.fleet, identity.boot, extra=LEAVES)
         try:

@@ -23,6 +23,7 @@ from edge_agent.inviting import Inviting
 from edge_agent.learning import Training
 from edge_agent.patience import Patience
 from edge_agent.pausing import Pausing
+from edge_agent.releases import Releases
 from edge_agent.saving import Saving
 from edge_agent.sending import Sending, is_of_size
 from edge_agent.slots import read_participation
@@ -69,6 +70,7 @@ class Agent:
         rng: Generator,
         read_bundle: ReadBundle = Bundle.read,
         parts: Parts | None = None,
+        release_parts: Parts | None = None,
     ) -> None:
         self._identity, self._rng = identity, rng
         self._effects: list[e.Effect] = []
@@ -94,6 +96,14 @@ class Agent:
         self._pausing = Pausing(restored.paused, self._effects.append)
         self._commanding = Commanding(
             identity, restored.commands, self._pausing, self._effects.append, lambda: self._trust.fleet_key
+        )
+        self._releases = Releases(
+            identity,
+            self._commanding,
+            self._effects.append,
+            lambda: self._trust.fleet_key,
+            self._budget.why,
+            release_parts,
         )
         self._judge()
         if settings != own:
@@ -169,6 +179,12 @@ class Agent:
                 if isinstance(event, e.ExamplesErased):
                     for each in self._tasks:
                         each.look_at = now if each.intake.work else each.look_at
+            case e.ReleaseKept():
+                self._releases.kept(event, now)
+            case e.ReleaseSpooled():
+                self._releases.spooled(event)
+            case e.UpdateSeen():
+                self._releases.seen(event)
             case e.Predicted(name, version, guess):
                 if self._budget.may_begin():
                     self._telling.prediction(name, version, guess)
@@ -207,6 +223,7 @@ class Agent:
         self._send_again(now)
         self._telling.connected(event)
         self._commanding.connected()
+        self._releases.resume()
         self._configuring.connected()
 
     def _follow(self, kinds: tuple[tuple[Kind, int], ...]) -> None:
@@ -248,6 +265,7 @@ class Agent:
                 chunk = decode_as(m.Chunk, payload)
                 for known in self._tasks:
                     self._effects += known.intake.heard(chunk, now, self._link)
+                self._releases.heard(chunk, now, self._link)
             case Kind.DELTA:
                 delta = decode_as(m.Delta, payload)
                 if wanting := self._tasks.get(delta.task):
@@ -292,6 +310,7 @@ class Agent:
             task.sending.again(now + max(1.0, result.retry_in_s))
 
     def _gateway_is(self, state: m.GatewayState, now: float) -> None:
+        self._releases.gateway_here = state.state == "ready"
         for task in self._tasks:
             task.intake.gateway_here = state.state == "ready"
         if state.state == "ready" and (state.boot, state.bseq) != self._gateway:
@@ -299,6 +318,7 @@ class Agent:
             self._send_again(now)
             for task in self._tasks:
                 task.intake.ask_again(now + JITTER_S * self._rng.random())
+            self._releases.resume(now + JITTER_S * self._rng.random())
 
     def _send_again(self, now: float) -> None:
         for sending in self._tasks.sendings:
@@ -326,6 +346,7 @@ class Agent:
                     self._effects.append(e.Note("info", f"{task.name}: update {update.seq} {result.verdict}"))
             case e.SaveCommand(command):
                 self._commanding.saved(command)
+                self._releases.saved(command, now)
             case e.SavePaused():
                 self._judge()
             case e.SaveConfigured(configured):
@@ -386,7 +407,7 @@ class Agent:
         for task in self._tasks:
             busy = self._training is not None and self._training.task is task
             alone = 0 if self._training or self._tasks.owe_update(now) else task.next_size
-            task.intake.room = self._budget.room(self._tasks.promised(task), alone)
+            task.intake.room = self._budget.room(self._tasks.promised(task) + self._releases.promised, alone)
             wants_newer = not busy or (self._settings.predict_s > 0 and not task.is_fresh(now))
             task.intake.hungry = not task.intake.unheard and wants_newer
             self._effects += task.intake.next(now, self._link, self._rng)
@@ -401,6 +422,7 @@ class Agent:
         self._look_again(now)
         self._inviting.hold(self._tasks, self._unable(), now)
         self._hurry(now)
+        self._update(now)
         self._train(now)
         self._predict(now)
         self._tell(now)
@@ -445,6 +467,14 @@ class Agent:
             self._commanding.waits_for = why
             if not can:
                 self._commanding.end_hurried("rejected", why, Code.COMMAND)
+
+    def _update(self, now: float) -> None:
+        """See to the operator's `update-agent`."""
+        if self._stopping:
+            return
+        alone = 0 if self._training or self._tasks.owe_update(now) else self._releases.size
+        room = self._budget.room(sum(task.intake.promised for task in self._tasks), alone)
+        self._releases.next(now, self._link, room, self._measured.reading.disk_free_mb)
 
     def _unable(self) -> str:
         """What keeps the device from training for any task, for people."""
@@ -502,7 +532,7 @@ class Agent:
 
     def _next_wake(self, now: float) -> float:
         times = [self._unsaved.wake_at, self._announce_at, self._health_at, self._telling.wake_at]
-        times += [self._pausing.wake_at, self._commanding.wake_at]
+        times += [self._pausing.wake_at, self._commanding.wake_at, self._releases.wake_at(self._link is not None)]
         if self._settings.predict_s:
             times.append(self._predict_at)
         if self._link and not self._saving.lacking:

@@ -32,7 +32,7 @@ from edge_agent.identity import Identity
 from edge_agent.pausing import Pausing
 from fl_protocol.adjustable import Value
 from fl_protocol.codec import parse_json
-from fl_protocol.device_commands import DEFAULT_LINES, read_arguments
+from fl_protocol.device_commands import DEFAULT_LINES, UPDATE, read_arguments
 from fl_protocol.errors import Code, ConfigError, ProtocolError
 from fl_protocol.messages import CommandProgress, CommandStatus, Desired, DeviceCommand, Health
 from fl_protocol.signing import unseal
@@ -52,7 +52,8 @@ class Rule:
 
 
 class Commanding:
-    """`hurried` are the `train-now` that wait for a training, `reports` wait for the sensors. `emit` takes effects."""
+    """`hurried` are the `train-now` that wait for a training, `reports` wait for the sensors, `updates` of the agent
+    are with `Releases`: SHA-256 and bytes by cid. `emit` takes effects."""
 
     def __init__(
         self,
@@ -71,8 +72,10 @@ class Commanding:
         self._connected = self._announced = self._resumed = False
         self.hurried: set[str] = set()
         self.reports: set[str] = set()
+        self.updates: dict[str, tuple[str, int]] = {}
         self.local_s: float | None = None  # the local clock, as it was measured last
         self.waits_for = ""  # what `train-now` does, for people
+        self.update_waits_for = ""
         self.now = 0.0
 
     @property
@@ -138,7 +141,7 @@ class Commanding:
         kept = self._kept.get(cid)
         if kept is not None and command.counter < kept.counter:
             raise ProtocolError(Code.DOWNGRADE, f"counter {command.counter} after {kept.counter}")
-        if kept is None or not kept.progress.final:
+        if kept is None or not (kept.progress.final or kept.note):
             self._ends_at[cid] = now + command.deadline_s
         if kept is not None:
             self._kept[cid] = replace(kept, counter=command.counter)
@@ -181,12 +184,23 @@ class Commanding:
         kept = self._kept.get(cid)
         self.hurried.discard(cid)
         self.reports.discard(cid)
+        self.updates.pop(cid, None)
         self._ends_at.pop(cid, None)
         if kept is None or kept.progress.final:
             return
         progress = CommandProgress(status=status, code=code or "", why=why[:400], lines=lines, health=health)
         self.emit(Note("info", f"command {kept.name} {cid}: {status} {why}".rstrip()))
         self._keep(replace(kept, progress=progress))
+
+    def note_of(self, cid: str) -> str:
+        """What was noted of it."""
+        return self._kept[cid].note
+
+    def note(self, cid: str, note: str, why: str) -> None:
+        """It has come to a step that is not taken back: `note` is kept for a restart, and no deadline ends it here."""
+        self._ends_at.pop(cid, None)
+        kept = self._kept[cid]
+        self._keep(replace(kept, note=note, progress=replace(kept.progress, why=why)))
 
     def end_hurried(self, status: CommandStatus, why: str, code: Code | None = None) -> None:
         """What became of the training that `train-now` asked for."""
@@ -216,7 +230,8 @@ class Commanding:
             self._resumed = True
             self._resume()
         for cid in [cid for cid, at in self._ends_at.items() if now >= at]:
-            waits = f": {self.waits_for}" if cid in self.hurried and self.waits_for else ""
+            why = self.waits_for if cid in self.hurried else self.update_waits_for if cid in self.updates else ""
+            waits = f": {why}" if why else ""
             self.end(cid, "failed", f"it was not done in time{waits}", Code.DEADLINE)
 
     # --- inside ---
@@ -229,6 +244,7 @@ class Commanding:
     def _forget(self, cid: str) -> None:
         del self._kept[cid]
         self._ends_at.pop(cid, None)
+        self.updates.pop(cid, None)
         for some in (self._unsaved, self._begun, self.hurried, self.reports):
             some.discard(cid)
         self.emit(ForgetCommand(cid))
@@ -279,6 +295,13 @@ def _report(at: Commanding, cid: str, _: Mapping[str, Value]) -> None:
     at.emit(Measure())
 
 
+def _update_agent(at: Commanding, cid: str, arguments: Mapping[str, Value]) -> None:
+    sha256, size = arguments["sha256"], arguments["size"]
+    assert isinstance(sha256, str)
+    assert isinstance(size, int | float)
+    at.updates[cid] = sha256, int(size)
+
+
 RULES: Mapping[str, Rule] = {
     "train-now": Rule(_train_now, again=False),  # a training costs: at most once
     "pause": Rule(_pause, again=True),  # its minutes begin anew
@@ -286,4 +309,5 @@ RULES: Mapping[str, Rule] = {
     "collect-logs": Rule(_collect_logs, again=True),
     "forget-data": Rule(_forget_data, again=True),  # what was promised is done
     "report": Rule(_report, again=True),
+    UPDATE: Rule(_update_agent, again=True),  # goes on from what was noted
 }

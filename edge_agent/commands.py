@@ -19,6 +19,7 @@ class KeptCommand:
     counter: int
     arguments: Mapping[str, str]
     progress: CommandProgress
+    note: str = ""  # what its next step needs to know after a restart
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,10 @@ class Configured:
 
 
 def write_command(command: KeptCommand) -> str:
-    """As a row keeps it."""
+    """As a row keeps it; without a note, as software reads it that knows of none."""
     plain = {**vars(command), "progress": to_plain(command.progress)}
+    if not command.note:
+        del plain["note"]
     return msgspec.json.encode(plain, order="sorted").decode()
 
 

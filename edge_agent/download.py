@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple
 
 from fl_protocol.errors import Code, ProtocolError
 from fl_protocol.messages import Chunk, Delta, Get, Want
+from fl_protocol.parts import SMALL
 from fl_protocol.transfer import Fetch, MemoryParts, Parts, Silence, chunk_size_for
 from fl_protocol.transport import Limits
 
@@ -35,7 +36,7 @@ class Target:
     size, where there is one; `asks`: the gateway can be asked for others. `task` says whose.
     """
 
-    kind: Literal["bundle", "version"]
+    kind: Literal["bundle", "version", "release"]
     sha256: str
     size: int
     chunk_size: int = 0
@@ -59,7 +60,10 @@ class Held(NamedTuple):
 
 
 class Arrived(NamedTuple):
-    """An object's bytes, and what they are of the target: `delta` from the version that was held."""
+    """An object's bytes, and what they are of the target: `delta` from the version that was held.
+
+    A large release of the agent was verified where its part lies: no bytes of it are here.
+    """
 
     form: Form
     data: bytes
@@ -166,10 +170,16 @@ class Download:
             raise
         self._heard_at, self._unanswered = now, 0
         try:
-            return Arrived(self._form, fetch.data()) if whole else None
+            return Arrived(self._form, self._content(fetch)) if whole else None
         except ProtocolError:
             self.failed(now)
             raise
+
+    def _content(self, fetch: Fetch) -> bytes:
+        if self.target.kind != "release" or self.target.size <= SMALL:
+            return fetch.data()
+        fetch.verify()
+        return b""
 
     def answered(self, delta: Delta, now: float) -> Arrived | None:
         """The gateway's answer to a `Want`, with the object if it came along.

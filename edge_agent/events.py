@@ -13,6 +13,7 @@ from edge_agent.budget import Spent
 from edge_agent.commands import Configured, KeptCommand, Paused
 from edge_agent.gate import Reading, Vitals
 from edge_agent.training import TrainingResult, WorkOrder
+from edge_agent.updating import Report
 from fl_protocol.bundle import Bundle
 from fl_protocol.errors import Code
 from fl_protocol.messages import Message, Result
@@ -267,6 +268,32 @@ class EraseExamples:
 
 
 @dataclass(frozen=True)
+class KeepRelease:
+    """A release of the agent was fetched, or may lie here: check it, and keep it under its SHA-256.
+
+    `data` is a small one; a large one lies in its part. `ReleaseKept` follows.
+    """
+
+    sha256: str
+    fleet_key: str
+    data: bytes = b""
+
+
+@dataclass(frozen=True)
+class SpoolRelease:
+    """Put a release that is kept where root's side looks; `ReleaseSpooled` follows."""
+
+    sha256: str
+
+
+@dataclass(frozen=True)
+class LookForReport:
+    """Has root's side done with it? `UpdateSeen` follows."""
+
+    sha256: str
+
+
+@dataclass(frozen=True)
 class Measure:
     """Read the sensors now; `Measured` follows."""
 
@@ -299,6 +326,9 @@ Effect = (
     | Predict
     | ReadLog
     | EraseExamples
+    | KeepRelease
+    | SpoolRelease
+    | LookForReport
     | Measure
     | Adjust
     | Note
@@ -418,6 +448,36 @@ class ExamplesErased:
 
 
 @dataclass(frozen=True)
+class ReleaseKept:
+    """A release of the agent, checked; or why it is of no use here, with a code; without any of it, it is not here."""
+
+    sha256: str
+    number: int | None = None
+    digest: str = ""
+    version: str = ""
+    code: Code | None = None
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class ReleaseSpooled:
+    """It lies where root's side looks; or why not."""
+
+    sha256: str
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class UpdateSeen:
+    """What root's side has said last; whether the release is still `spooled`, or not even that but `kept`."""
+
+    sha256: str
+    report: Report | None
+    spooled: bool
+    kept: bool
+
+
+@dataclass(frozen=True)
 class Tick:
     """Time passed."""
 
@@ -444,6 +504,9 @@ Event = (
     | Predicted
     | LogRead
     | ExamplesErased
+    | ReleaseKept
+    | ReleaseSpooled
+    | UpdateSeen
     | Tick
     | Stop
 )

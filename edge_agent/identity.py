@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from edge_agent.config import AgentConfig
 from edge_agent.health import machine_memory_mb, machine_name
+from edge_agent.updating import arch_name
 from fl_protocol.codec import encode
 from fl_protocol.keyfile import load_or_create_key
 from fl_protocol.messages import DeviceInfo, DeviceState
@@ -44,8 +45,8 @@ def load_key(config: AgentConfig) -> SigningKey:
     return load_or_create_key(config.device.state_dir / "device.key")
 
 
-def describe(identity: Identity) -> DeviceInfo:
-    """What the device is, for `dev/{id}/info`."""
+def describe(identity: Identity, release: int | None = None) -> DeviceInfo:
+    """What the device is, for `dev/{id}/info`; `release` is the installed one, None where none can be."""
     return DeviceInfo(
         software=f"edge-agent {software_version()}",
         public_key=identity.key.public,
@@ -54,6 +55,8 @@ def describe(identity: Identity) -> DeviceInfo:
         python=platform.python_version(),
         cpus=os.cpu_count() or 0,
         memory_mb=machine_memory_mb(),
+        arch=arch_name(),
+        release=release,
     )
 
 

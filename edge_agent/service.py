@@ -24,6 +24,7 @@ from edge_agent.leaving import check_leaving
 from edge_agent.logs import LEAVES, LogRing
 from edge_agent.notify import Notifier
 from edge_agent.objects import Objects
+from edge_agent.release_spool import ReleaseSpool
 from edge_agent.ring_files import Held
 from edge_agent.sources import InputSpec, Source, Watching
 from edge_agent.sources.checks import told
@@ -31,7 +32,7 @@ from edge_agent.storage import Database, Kept
 from edge_agent.worker import Worker
 from fl_protocol.bundle import Bundle
 from fl_protocol.codec import encode
-from fl_protocol.errors import ConfigError, ProtocolError
+from fl_protocol.errors import Code, ConfigError, ProtocolError
 from fl_protocol.heartbeat import Heartbeat
 from fl_protocol.messages import Offer
 from fl_protocol.tensors import Vector
@@ -80,6 +81,7 @@ class Service:
         notifier: Notifier | None = None,
         forget: Callable[[], Held] | None = None,
         log_ring: LogRing | None = None,
+        releases: ReleaseSpool | None = None,
     ) -> None:
         self._agent, self._transport, self._outbox, self._objects = agent, transport, outbox, objects
         self._source, self._sensors, self._vitals = source, sensors, vitals
@@ -93,6 +95,7 @@ class Service:
         self._renewal = renewal
         self._notifier = notifier or Notifier({})
         self._forget, self._log_ring = forget, log_ring or LogRing()
+        self._releases = releases
 
     @property
     def wake_at(self) -> float:
@@ -184,6 +187,8 @@ class Service:
                 return e.LogRead(cid, self._log_ring.newest(lines))
             case e.EraseExamples(cid):
                 return self._erase(cid)
+            case e.KeepRelease() | e.SpoolRelease() | e.LookForReport():
+                return self._update(effect)
             case e.Measure():
                 return self._measured()
             case e.Adjust(measure_s, log_level):
@@ -228,6 +233,18 @@ class Service:
             log.error("the ring cannot be erased: %s", error)
             return e.ExamplesErased(cid, why="the ring cannot be erased: its disk has errors, see the device's log")
         return e.ExamplesErased(cid, gone.examples)
+
+    def _update(self, effect: e.KeepRelease | e.SpoolRelease | e.LookForReport) -> e.Event:
+        """The agent's own release, where one can be installed."""
+        if self._releases is None:
+            return e.ReleaseKept(effect.sha256, code=Code.COMMAND, why="no release is installed by this program")
+        match effect:
+            case e.KeepRelease(sha256, fleet_key, data):
+                return self._releases.keep(sha256, fleet_key, data)
+            case e.SpoolRelease(sha256):
+                return self._releases.spool(sha256)
+            case e.LookForReport(sha256):
+                return self._releases.look(sha256)
 
     def _train(self, effect: e.Train) -> e.Event | None:
         try:

@@ -68,7 +68,7 @@ def check_fits(checked: Checked, installed: Installed, bad: Path) -> None:
     A release that is installed fits: it is found to be there. Raises `OSError` too.
     """
     manifest = checked.manifest
-    here = (_MACHINES.get(platform.machine(), platform.machine()), ".".join(map(str, sys.version_info[:2])))
+    here = (arch_name(), ".".join(map(str, sys.version_info[:2])))
     if (manifest.arch, manifest.python) != here:
         there = f"{manifest.arch} with Python {manifest.python}"
         raise ProtocolError(Code.VERSION, f"the release is for {there}, this is {here[0]} with {here[1]}")
@@ -114,6 +114,11 @@ def spool_release(
             raise
         files.sync_directory(spool.parent)
     return checked
+
+
+def arch_name() -> str:
+    """This machine's processor, as releases name it."""
+    return _MACHINES.get(platform.machine(), platform.machine())
 
 
 def has_updater(path: Path = UPDATER) -> bool:

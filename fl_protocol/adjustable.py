@@ -19,6 +19,7 @@ from fl_protocol.errors import ConfigError
 Value = float | bool | str | tuple[int, ...]
 _NUMBER = re.compile(r"-?[0-9]{1,12}(\.[0-9]{1,12})?")
 _TIME = re.compile(r"([01][0-9]|2[0-3]):[0-5][0-9]")
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 _INTEGERS = re.compile(r"(-?[0-9]{1,6}(, ?-?[0-9]{1,6}){0,15})?")
 
 
@@ -83,10 +84,21 @@ class Integers(NamedTuple):
         return "whole numbers with commas between them"
 
 
+class Digest(NamedTuple):
+    """A SHA-256."""
+
+    def read(self, text: str) -> Value | None:
+        """None for what is none."""
+        return text if _DIGEST.fullmatch(text) else None
+
+    def __str__(self) -> str:
+        return "a SHA-256: 64 hexadecimal digits, small letters"
+
+
 DAY_S = 86400.0
 PERCENT = Number(0, 100)
 MEGABYTES = Number(0, 1e9)
-Reader = Number | Choice | Flag | ClockTime | Integers
+Reader = Number | Choice | Flag | ClockTime | Integers | Digest
 ADJUSTABLE: Mapping[str, Reader] = {
     "gate.min_battery_pct": PERCENT,
     "gate.max_temperature_c": Number(-40, 125),

@@ -6,12 +6,14 @@ A new command is a row here and a `Rule` in `edge_agent/commanding.py`. Argument
 import difflib
 from collections.abc import Mapping
 
-from fl_protocol.adjustable import Number, Reader, Value
+from fl_protocol.adjustable import Digest, Number, Reader, Value
 from fl_protocol.errors import ConfigError
 
 DEFAULT_LINES = 50
 MAX_LINES = 200
 MAX_PAUSE_MINUTES = 525_600  # a year
+MAX_RELEASE_BYTES = 256 << 20  # of the agent, that a device fetches
+UPDATE = "update-agent"
 DEVICE_COMMANDS: Mapping[str, Mapping[str, Reader]] = {
     "train-now": {},
     "pause": {"minutes": Number(1, MAX_PAUSE_MINUTES)},
@@ -19,11 +21,13 @@ DEVICE_COMMANDS: Mapping[str, Mapping[str, Reader]] = {
     "collect-logs": {"lines": Number(1, MAX_LINES)},
     "forget-data": {},
     "report": {},
+    UPDATE: {"sha256": Digest(), "size": Number(1, MAX_RELEASE_BYTES)},
 }
+REQUIRED = frozenset({UPDATE})  # all of their arguments
 
 
 def read_arguments(name: str, arguments: Mapping[str, str]) -> dict[str, Value]:
-    """What the texts mean; every argument may be left out. Raises `ConfigError` naming command, argument and mend."""
+    """What the texts mean; but of `REQUIRED`, all may be left out. Raises `ConfigError` naming command and argument."""
     readers = DEVICE_COMMANDS.get(name)
     if readers is None:
         near = difflib.get_close_matches(name, DEVICE_COMMANDS, n=1)
@@ -37,4 +41,6 @@ def read_arguments(name: str, arguments: Mapping[str, str]) -> dict[str, Value]:
         if value is None:
             raise ConfigError(f"{argument} of {name} is {text!r:.80}", f"it is {readers[argument]}")
         values[argument] = value
+    if name in REQUIRED and (lacking := readers.keys() - values.keys()):
+        raise ConfigError(f"{name} has no {' and no '.join(sorted(lacking))}", "say all of its arguments")
     return values

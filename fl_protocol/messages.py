@@ -107,6 +107,8 @@ class DeviceInfo(Message):
     memory_mb: Small = 0
     num_examples: Count = 0
     mqtt: Word = ""
+    arch: Word | None = None  # of the processor, as releases of the agent name it
+    release: Count | None = None  # of the agent, that is installed; 0: its kit. None: it takes none from afar
 
 
 @dataclass(frozen=True, kw_only=True)

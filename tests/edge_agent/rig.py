@@ -14,9 +14,11 @@ from edge_agent.budget import BudgetConfig
 from edge_agent.configuring import AgentSettings
 from edge_agent.gate import Reading
 from edge_agent.identity import Identity
+from edge_agent.release_spool import ReleaseSpool
 from edge_agent.training import TrainingResult
 from fl_protocol.bundle import Bundle
 from fl_protocol.codec import decode_as, encode
+from fl_protocol.errors import Code
 from fl_protocol.messages import (
     Chunk,
     Desired,
@@ -91,6 +93,7 @@ class Rig:
         self.counters: dict[str, int] = {}
         self.state_s = state_s
         self.predict_s, self.budget = predict_s, budget or BudgetConfig()
+        self.releases: ReleaseSpool | None = None
         self.start()
 
     def start(self) -> None:
@@ -100,7 +103,9 @@ class Rig:
         identity = Identity(DEVICE, FLEET, DEVICE_KEY, FLEET_KEY.public, self.restored.incarnation, self.restored.boot)
         info = DeviceInfo(software="test", public_key=DEVICE_KEY.public, incarnation=self.restored.incarnation)
         settings = AgentSettings(budget=self.budget, predict_s=self.predict_s, health_s=30.0, state_s=self.state_s)
-        self.agent = Agent(identity, info, settings, self.restored, np.random.default_rng(7))
+        parts = self.releases.parts if self.releases else None
+        rng = np.random.default_rng(7)
+        self.agent = Agent(identity, info, settings, self.restored, rng, release_parts=parts)
 
     def restart(self) -> None:
         """Killed, and started again with what the disk holds."""
@@ -257,6 +262,14 @@ class Rig:
                 return e.ExamplesErased(cid, self.examples if isinstance(self.examples, int) else 0)
             case e.Measure():
                 return e.Measured(self.reading)
+            case e.KeepRelease(sha256, fleet_key, data) if self.releases:
+                return self.releases.keep(sha256, fleet_key, data)
+            case e.SpoolRelease(sha256) if self.releases:
+                return self.releases.spool(sha256)
+            case e.LookForReport(sha256) if self.releases:
+                return self.releases.look(sha256)
+            case e.KeepRelease(sha256):
+                return e.ReleaseKept(sha256, code=Code.COMMAND, why="no updater")
         return None
 
     def _keep(self, effect: e.Durable) -> None:

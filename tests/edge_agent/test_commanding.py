@@ -13,7 +13,7 @@ from edge_agent import events as e
 from edge_agent.gate import Reading
 from edge_agent.pausing import PAUSED
 from fl_protocol.codec import encode
-from fl_protocol.device_commands import DEVICE_COMMANDS
+from fl_protocol.device_commands import DEVICE_COMMANDS, UPDATE
 from fl_protocol.messages import CommandProgress, Desired, DeviceCommand
 from fl_protocol.signing import seal
 from fl_protocol.topics import Kind
@@ -89,7 +89,7 @@ def test_it_follows_exact_topics_of_open_commands() -> None:
 def test_it_is_told_that_it_is_executed_and_that_it_has_ended(name: str) -> None:
     """In this order, retained, each word on the disk before it is said."""
     rig = connected()
-    effects = give(rig, name)
+    effects = give(rig, name, **({"sha256": "0" * 64, "size": "1000"} if name == UPDATE else {}))
     said = sent(Kind.DEVICE_COMMAND, effects, name=name, cid=CID)
     assert [s.retain for s in said] == [True] * len(said)
     assert statuses(effects, name)[0] == "executing"
@@ -231,7 +231,7 @@ def run_with_a_kill(name: str, after: int, arguments: dict[str, str]) -> tuple[R
 
 
 @given(
-    name=st.sampled_from([n for n in DEVICE_COMMANDS if n != "train-now"]),
+    name=st.sampled_from([n for n in DEVICE_COMMANDS if n not in ("train-now", UPDATE)]),
     after=st.integers(0, 12),
 )
 @settings(max_examples=80, deadline=None)
