@@ -28,6 +28,7 @@ from broker_aggregator.quarantined import export_deltas, quarantined
 from broker_aggregator.reading import devices as read_devices
 from broker_aggregator.reading import replay as replay_releases
 from broker_aggregator.reading import status as read_status
+from broker_aggregator.release_cli import make_release_app, make_rollout_app
 from broker_aggregator.store import SqliteStore
 from broker_aggregator.store_reader import StoreReader
 from broker_aggregator.tickets import write_tickets
@@ -424,6 +425,8 @@ def device_withdraw(claim: str, config: ConfigOption, as_json: JsonOption = Fals
     _ask(config, "device-withdraw", {"claim": claim}, as_json)
 
 
+app.add_typer(make_release_app(_load), name="release")
+app.add_typer(make_rollout_app(_load), name="rollout")
 add_device_commands(device_app, _load, lambda: patience.timeout)
 
 

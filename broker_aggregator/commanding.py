@@ -22,7 +22,7 @@ from broker_aggregator.events import (
 from broker_aggregator.fleet import CommandRecord, Configuration, Device
 from fl_protocol.adjustable import read_value
 from fl_protocol.codec import to_plain
-from fl_protocol.device_commands import read_arguments
+from fl_protocol.device_commands import UPDATE, read_arguments
 from fl_protocol.errors import Code, ConfigError, ProtocolError
 from fl_protocol.messages import MAX_COMMANDS, CommandProgress, DeviceCommand, Reported
 from fl_protocol.topics import Kind, Topic
@@ -41,6 +41,7 @@ class Commanding:
     commands: dict[str, CommandRecord] = field(default_factory=dict)
     configurations: dict[str, Configuration] = field(default_factory=dict)
     _open: dict[str, dict[str, None]] = field(default_factory=dict)  # device -> cids, oldest first
+    _moved: list[str] = field(default_factory=list)  # updates of the agent that began or ended, by cid
 
     def __post_init__(self) -> None:
         for command in sorted(self.commands.values(), key=lambda c: c.asked_ms):
@@ -83,6 +84,8 @@ class Commanding:
             raise ConfigError(
                 f"{device} has {MAX_COMMANDS} open commands", "`device commands` lists them; wait for their deadlines"
             )
+        if name == UPDATE and UPDATE in self.open_of(device).values():
+            raise ConfigError(f"an update of {device} is under way", "`device commands` says how far it is")
         command = CommandRecord(
             id=cid,
             device=device,
@@ -130,6 +133,18 @@ class Commanding:
             why = CommandProgress(status="failed", code=Code.AUTH, why="the device was revoked")
             yield from self._close(at, self.commands[cid], why, now_ms)
 
+    def withdraw(self, at: "Coordinator", cid: str, why: str, now_ms: int) -> Iterator[Effect]:
+        """It is not to be done any more; nothing for one that is over. A device that has not begun never will."""
+        command = self.commands.get(cid)
+        if command is not None and command.open:
+            yield from self._close(at, command, CommandProgress(status="failed", code=Code.COMMAND, why=why), now_ms)
+            yield at.say.desired(command.device, at.tasks)
+
+    def take_moved(self) -> list[str]:
+        """The updates of the agent that began or ended since this was asked last, by cid."""
+        moved, self._moved = self._moved, []
+        return moved
+
     # --- what devices say ---
 
     def progress(
@@ -142,8 +157,9 @@ class Commanding:
         elif said.final:
             yield from self._close(at, command, said, now_ms)
             yield at.say.desired(device.id, at.tasks)
-        elif command.status != said.status:
-            self.commands[command.id] = replace(command, status=said.status)
+        elif (command.status, command.why) != (said.status, said.why):
+            self.commands[command.id] = replace(command, status=said.status, why=said.why)
+            self._move(command)
             yield SaveCommand(self.commands[command.id])
 
     def reported(self, device: Device, reported: Reported) -> Iterator[Effect]:
@@ -187,6 +203,7 @@ class Commanding:
             ended_ms=now_ms,
         )
         self.commands[command.id] = closed
+        self._move(command)
         self._open[command.device].pop(command.id)
         if not self._open[command.device]:
             del self._open[command.device]
@@ -197,6 +214,10 @@ class Commanding:
         for old in sorted(over, key=lambda c: c.ended_ms)[:-KEPT_COMMANDS]:
             del self.commands[old.id]
             yield RemoveCommand(old.id)
+
+    def _move(self, command: CommandRecord) -> None:
+        if command.name == UPDATE:
+            self._moved.append(command.id)
 
     def _send(self, at: "Coordinator", command: CommandRecord, now_ms: int) -> Send:
         left_s = max(1, (command.deadline_ms - now_ms) // 1000)

@@ -62,6 +62,11 @@ class GatewayConfig:
         """Bundles by SHA-256."""
         return self.gateway.data_dir / "bundles"
 
+    @property
+    def agent_releases(self) -> Path:
+        """Releases of the agent by SHA-256."""
+        return self.gateway.data_dir / "agent-releases"
+
 
 @dataclass(frozen=True, kw_only=True)
 class TaskConfig:

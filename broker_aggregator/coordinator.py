@@ -39,6 +39,7 @@ from broker_aggregator.events import (
 from broker_aggregator.fleet import Device, Fleet
 from broker_aggregator.operations import answer
 from broker_aggregator.releasing import Buffered
+from broker_aggregator.rolling import Rolling
 from broker_aggregator.task import Task
 from broker_aggregator.trials import choose
 from fl_protocol.codec import decode_as
@@ -85,6 +86,7 @@ class Coordinator:
     last_versions: dict[str, int] = field(default_factory=dict)  # of deleted tasks
     enrollment: Enrollment | None = None  # without one, devices are let in by hand
     commanding: Commanding = field(default_factory=Commanding)
+    rolling: Rolling = field(default_factory=Rolling)
     min_free_bytes: int = MIN_FREE_BYTES
     inbox: Inbox = field(default_factory=lambda: Inbox(UPLOAD_BYTES, UPLOAD_TTL_S))
     say: Announcer = field(init=False)
@@ -116,6 +118,7 @@ class Coordinator:
                 self._free_bytes = event.free_bytes
                 self.inbox.expire(now)
                 yield from self._grants(now)
+                yield from self.rolling.advance(self, event.now_ms)
                 yield from self.commanding.expire(self, event.now_ms)
         yield from self._turn(now)
 
@@ -198,6 +201,7 @@ class Coordinator:
                     if device.active and (before is None or before.connection != state.connection):
                         yield from self.commanding.born(self, device.id, event.now_ms)
             case DeviceInfo() as info:
+                device.info = info
                 yield SaveState(device.id, info)
                 if self.enrollment is not None:
                     yield from self.enrollment.seen(device.id, info.public_key)

@@ -17,15 +17,16 @@ from broker_aggregator.asking import ask_gateway
 from broker_aggregator.commanding import ALL
 from broker_aggregator.config import GatewayConfig
 from broker_aggregator.fleet import CommandRecord
+from broker_aggregator.release_cli import pick_release
 from broker_aggregator.store_reader import StoreReader
 from fl_protocol.adjustable import ADJUSTABLE
 from fl_protocol.codec import to_plain
-from fl_protocol.device_commands import DEVICE_COMMANDS, MAX_LINES
+from fl_protocol.device_commands import DEVICE_COMMANDS, MAX_LINES, UPDATE
 from fl_protocol.errors import ConfigError
 
 LOOK_S = 0.2  # how often the store is looked at for an answer
 GRACE_S = 15.0  # after its deadline a running gateway has ended a command
-DEADLINE_S = {"train-now": 900}  # unless told; of all others
+DEADLINE_S = {"train-now": 900, UPDATE: 900}  # unless told; of all others
 USUAL_DEADLINE_S = 60
 console = Console()
 errors = Console(stderr=True)
@@ -51,20 +52,27 @@ def add_device_commands(
         config: ConfigOption,
         minutes: Annotated[int | None, typer.Option(help="Of `pause`; else until `resume`.", min=1)] = None,
         lines: Annotated[int | None, typer.Option(help="Of `collect-logs`.", min=1, max=MAX_LINES)] = None,
+        release: Annotated[str | None, typer.Option(help="Of `update-agent`: one that `release list` shows.")] = None,
         deadline: Annotated[
-            int | None, typer.Option(help="Seconds until the device must have answered; 60, of train-now 900.", min=1)
+            int | None,
+            typer.Option(
+                help="Seconds until the device must have answered; 60, of train-now and update-agent 900.", min=1
+            ),
         ] = None,
         wait: Annotated[bool, typer.Option("--wait", help="Until it is over; ends with 1 unless successful.")] = False,
         as_json: JsonOption = False,
     ) -> None:
-        """Tell DEVICE to do something: NAME is train-now, pause, resume, collect-logs, forget-data or report.
+        """Tell DEVICE to do something: train-now, pause, resume, collect-logs, forget-data, report or update-agent.
 
         A device that is away hears it when it comes back, if that is before the deadline. `train-now` skips waiting
         and never the gate; `forget-data` erases the device's ring of examples; what `collect-logs` brings is scrubbed.
         """
         settings, cid = load(config), secrets.token_hex(8)
         deadline_s = deadline or DEADLINE_S.get(name, USUAL_DEADLINE_S)
-        given = {"minutes": minutes, "lines": lines}
+        given: dict[str, object] = {"minutes": minutes, "lines": lines}
+        if release is not None:
+            kept = pick_release(settings, release)
+            given |= {"sha256": kept.sha256, "size": kept.size}
         arguments = {key: str(value) for key, value in given.items() if value is not None}
         ask(
             settings,

@@ -11,6 +11,7 @@ from typing import Literal
 import numpy as np
 
 from broker_aggregator.fleet import Certificate, Claim, CommandRecord, Configuration
+from broker_aggregator.rollout import Attempt, KeptRelease, Rollout
 from fl_protocol.bundle import Better, Bundle
 from fl_protocol.messages import (
     Ask,
@@ -93,7 +94,8 @@ class Gone:
 class Asked:
     """An operator's command, its signature verified; `bundle` is the one it names, read by the service.
 
-    `release` is the earlier version that a rollback goes back to; None where it is not kept.
+    `release` is the earlier version that a rollback goes back to; None where it is not kept. `agent_release` is the one
+    that a roll-out names, checked.
     """
 
     ask: Ask
@@ -101,6 +103,7 @@ class Asked:
     bundle: Bundle | None = None
     release: "Release | None" = None
     now_ms: int = 0
+    agent_release: KeptRelease | None = None
 
 
 @dataclass(frozen=True)
@@ -286,6 +289,27 @@ class RemoveCommand:
 
 
 @dataclass(frozen=True)
+class SaveRollout:
+    """A roll-out of the agent as it stands."""
+
+    rollout: Rollout
+
+
+@dataclass(frozen=True)
+class SaveAttempt:
+    """One device's part in a roll-out as it stands."""
+
+    attempt: Attempt
+
+
+@dataclass(frozen=True)
+class RemoveRollout:
+    """A roll-out that was over long ago, and its devices' parts."""
+
+    rollout: str
+
+
+@dataclass(frozen=True)
 class SaveConfiguration:
     """What is wanted of a device, or of all."""
 
@@ -324,6 +348,9 @@ Durable = (
     | SaveCertificate
     | SaveCommand
     | RemoveCommand
+    | SaveRollout
+    | SaveAttempt
+    | RemoveRollout
     | SaveConfiguration
     | SaveState
     | SaveCounter

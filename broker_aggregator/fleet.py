@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fl_protocol.errors import Code, ProtocolError
-from fl_protocol.messages import DeviceState, Result
+from fl_protocol.messages import DeviceInfo, DeviceState, Result
 
 KEPT_VERDICTS = 64  # per incarnation; below the oldest of these an update is E_OLD
 KEPT_INCARNATIONS = 64  # re-flashes of one device under one key
@@ -63,6 +63,7 @@ class Device:
     state: DeviceState | None = None
     ledgers: dict[str, Ledger] = field(default_factory=dict)
     refusals: Allowance = field(default_factory=Allowance)
+    info: DeviceInfo | None = None
 
     @property
     def active(self) -> bool:

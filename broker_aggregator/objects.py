@@ -1,4 +1,4 @@
-"""What is fetched by its SHA-256: bundles on disk, versions in the store; and the evaluators made of them."""
+"""What is fetched by its SHA-256: bundles and releases on disk, versions in the store; and evaluators of bundles."""
 
 import hashlib
 import logging
@@ -47,8 +47,11 @@ def add_bundle(folder: Path, source: Path, files: Files = OS_FILES) -> Bundle:
 class Objects:
     """The gateway's shelf. Not thread-safe but for `evaluator`, which only the evaluation thread calls."""
 
-    def __init__(self, bundles: Path, store: ReadableStore, files: Files = OS_FILES) -> None:
+    def __init__(
+        self, bundles: Path, store: ReadableStore, files: Files = OS_FILES, *, releases: Path | None = None
+    ) -> None:
         self._folder, self._store, self._files = bundles, store, files
+        self._releases = releases or bundles  # of the agent
         self._outgoing: OrderedDict[tuple[str, int], Outgoing] = OrderedDict()
         self._in_memory: dict[tuple[str, int], int] = {}  # bytes
         self.deltas = Deltas(store)
@@ -61,13 +64,15 @@ class Objects:
         return Bundle.read(self._files.read(self._folder / sha256), sha256)
 
     def _source(self, sha256: str) -> bytes | Source | None:
-        """A bundle is read as it is sent, having been verified once; what the store makes is held."""
+        """A bundle or a release is read as it is sent, having been verified once; what the store makes is held."""
         path = self._folder / sha256
+        if not self._files.is_file(path):
+            path = self._releases / sha256
         if not self._files.is_file(path):
             return self.deltas.get(sha256) or self._store.vector_bytes(sha256)
         if sha256_of(path, self._files) == sha256:
             return FileSource(path, sha256, self._files)
-        log.error("%s is damaged: copy the bundle there again, or `task change` with it", path)
+        log.error("%s is damaged: copy it there again, or name its file to `task change` or `release add`", path)
         return None
 
     def chunks(self, sha256: str, chunk_size: int, missing: bytes | None, window: int) -> Iterator[Chunk]:

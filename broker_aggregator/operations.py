@@ -30,6 +30,13 @@ from broker_aggregator.events import (
 from broker_aggregator.fleet import Device
 from broker_aggregator.guarding import read_guard
 from broker_aggregator.participation import Invited, check_participation, participation_of
+from broker_aggregator.rollout_operations import (
+    ROLLOUT_START,
+    rollout_pause,
+    rollout_resume,
+    rollout_start,
+    rollout_stop,
+)
 from broker_aggregator.task import Task
 from broker_aggregator.trials import withhold
 from fl_protocol.bundle import Bundle
@@ -93,13 +100,17 @@ def answer(at: Coordinator, asked: Asked, now: float) -> Iterator[Effect]:
             pass  # all that it asks for was done then, in one transaction
         elif ask.name == ROLLBACK:
             reply = replace(reply, message=(yield from task_rollback(at, ask.arguments, asked.release, now)))
+        elif ask.name == ROLLOUT_START:
+            told = yield from rollout_start(at, ask.arguments, asked.agent_release, asked.now_ms)
+            reply = replace(reply, message=told)
         elif command is not None:
             yield from command(at, ask.arguments, asked.bundle, now)
         elif ask.name in DATED:
             yield from DATED[ask.name](at, ask.arguments, asked.now_ms)
         else:
             raise ConfigError(
-                f"unknown command {ask.name}", f"known: {', '.join(sorted({*COMMANDS, *DATED, ROLLBACK}))}"
+                f"unknown command {ask.name}",
+                f"known: {', '.join(sorted({*COMMANDS, *DATED, ROLLBACK, ROLLOUT_START}))}",
             )
         at.operator_done = ask.counter
         yield SaveCounter(OPERATOR_DONE, ask.counter)
@@ -460,5 +471,8 @@ DATED: Mapping[str, Dated] = {
     "device-withdraw": device_withdraw,
     "device-command": device_command,
     "device-configure": device_configure,
+    "rollout-pause": rollout_pause,
+    "rollout-resume": rollout_resume,
+    "rollout-stop": rollout_stop,
     "rotate-key": rotate_key,
 }

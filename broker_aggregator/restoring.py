@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from broker_aggregator.events import Release
 from broker_aggregator.fleet import Certificate, Claim, CommandRecord, Configuration, Device, Fleet
 from broker_aggregator.releasing import Buffered
+from broker_aggregator.rollout import Attempt, Rollout
 from broker_aggregator.task import Task
 from broker_aggregator.trials import restore_trial
 from fl_protocol.bundle import Better
@@ -25,6 +26,8 @@ class Loaded:
     certificates: dict[str, Certificate] = field(default_factory=dict)
     commands: dict[str, CommandRecord] = field(default_factory=dict)
     configurations: dict[str, Configuration] = field(default_factory=dict)
+    rollouts: dict[str, Rollout] = field(default_factory=dict)
+    attempts: dict[str, dict[str, Attempt]] = field(default_factory=dict)  # by roll-out and device
 
 
 @dataclass(frozen=True)

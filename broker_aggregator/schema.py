@@ -1,6 +1,6 @@
 """The store's tables. A change here is a new SCHEMA_VERSION and a migration, never an edit of what is in the field."""
 
-SCHEMA_VERSION = 6
+SCHEMA_VERSION = 7
 
 _ENROLLMENT = (
     """CREATE TABLE IF NOT EXISTS claim(
@@ -27,6 +27,19 @@ _COMMANDS = (
         device TEXT PRIMARY KEY,
         reported TEXT NOT NULL,     -- the last Reported, JSON
         ts INTEGER NOT NULL
+    ) STRICT, WITHOUT ROWID""",
+)
+
+_ROLLOUTS = (
+    """CREATE TABLE IF NOT EXISTS rollout(
+        id TEXT PRIMARY KEY,
+        rollout TEXT NOT NULL       -- Rollout, JSON
+    ) STRICT, WITHOUT ROWID""",
+    """CREATE TABLE IF NOT EXISTS attempt(
+        rollout TEXT NOT NULL,
+        device TEXT NOT NULL,
+        attempt TEXT NOT NULL,      -- Attempt, JSON
+        PRIMARY KEY (rollout, device)
     ) STRICT, WITHOUT ROWID""",
 )
 
@@ -103,6 +116,7 @@ SCHEMA = (
     ) STRICT, WITHOUT ROWID""",
     *_ENROLLMENT,
     *_COMMANDS,
+    *_ROLLOUTS,
 )
 
 MIGRATIONS = {  # from a version to the next one
@@ -111,4 +125,5 @@ MIGRATIONS = {  # from a version to the next one
     3: ("ALTER TABLE release ADD COLUMN state TEXT NOT NULL DEFAULT 'released'",),
     4: _ENROLLMENT,
     5: _COMMANDS,
+    6: _ROLLOUTS,
 }

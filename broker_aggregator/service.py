@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import get_args
 
+from broker_aggregator.agent_releases import read_release
 from broker_aggregator.commanding import Commanding
 from broker_aggregator.config import GatewayConfig
 from broker_aggregator.coordinator import UPLOAD_BYTES, UPLOAD_TTL_S, Coordinator
@@ -50,12 +51,15 @@ from broker_aggregator.objects import Objects
 from broker_aggregator.operations import NEED_BUNDLE, OPERATOR, OPERATOR_DONE, ROLLBACK, SIGNED, versions_of
 from broker_aggregator.pki import Pki
 from broker_aggregator.restoring import Loaded
+from broker_aggregator.rolling import Rolling
+from broker_aggregator.rollout import KeptRelease
+from broker_aggregator.rollout_operations import ROLLOUT_START
 from broker_aggregator.sessions import close_session
 from broker_aggregator.storage import Store
 from fl_protocol.bundle import Bundle
 from fl_protocol.codec import decode, decode_as, encode, parse_json
 from fl_protocol.enrolling import claim_secret
-from fl_protocol.errors import Code, ProtocolError
+from fl_protocol.errors import Code, ConfigError, ProtocolError
 from fl_protocol.heartbeat import Heartbeat
 from fl_protocol.messages import Ask, Certified, CommandProgress, Delta, Enroll, GatewayState, Result, Signed
 from fl_protocol.parts import FileParts
@@ -113,6 +117,7 @@ class Service:
             operator_done=loaded.counters.get(OPERATOR_DONE, 0),
             last_versions=versions_of(loaded.counters),
             commanding=Commanding(loaded.commands, loaded.configurations),
+            rolling=Rolling(loaded.rollouts, loaded.attempts),
             min_free_bytes=config.gateway.min_free_mb << 20,
             inbox=Inbox(
                 UPLOAD_BYTES,
@@ -124,7 +129,7 @@ class Service:
         self._pki = Pki(config.enrollment.pki) if config.enrollment.pki else None
         if self._pki is not None:
             self.coordinator.enrollment = self._enrollment(self._pki, loaded)
-        self.objects = objects or Objects(config.bundles, store)
+        self.objects = objects or Objects(config.bundles, store, releases=config.agent_releases)
         self._measuring = measuring or ThreadMeasuring(self.objects.evaluator)
         self.refused: Counter[str] = Counter()  # messages that could not be read, by code
         self._suspects = store.suspects()
@@ -284,7 +289,8 @@ class Service:
             return  # it was asked while no gateway ran, and its operator was told that nobody answered
         bundle = self._bundle_of(ask) if ask.name in NEED_BUNDLE else None
         release = self._release_of(ask) if ask.name == ROLLBACK else None
-        yield from self._decide(Asked(ask, topic.cid, bundle, release, self._machine.now_ms()))
+        agent_release = self._agent_release_of(ask) if ask.name == ROLLOUT_START else None
+        yield from self._decide(Asked(ask, topic.cid, bundle, release, self._machine.now_ms(), agent_release))
 
     def _progress(self, topic: Topic, delivery: Delivery) -> Iterator[Effect]:
         """A device's word on a command; our own, which is signed, and a cleared topic are passed over."""
@@ -308,6 +314,16 @@ class Service:
             if release.fingerprint == task.release.fingerprint:
                 return release
         return None
+
+    def _agent_release_of(self, ask: Ask) -> KeptRelease | None:
+        """The release that a roll-out names, checked once more; None where it is missing, or no release of ours."""
+        path = self.config.agent_releases / str(ask.arguments.get("sha256"))
+        try:
+            kept = read_release(path, self.key.public, self.fleet)
+        except ConfigError as error:
+            log.error("%s", error.message)
+            return None
+        return kept if kept.sha256 == path.name else None
 
     def _bundle_of(self, ask: Ask) -> Bundle | None:
         """The bundle that a command names, or that its task has; None where it is missing or has rotted."""

@@ -25,7 +25,9 @@ from broker_aggregator.events import (
     ReleaseState,
     RemoveClaim,
     RemoveCommand,
+    RemoveRollout,
     RemoveTask,
+    SaveAttempt,
     SaveCertificate,
     SaveClaim,
     SaveCommand,
@@ -33,11 +35,13 @@ from broker_aggregator.events import (
     SaveCounter,
     SaveDevice,
     SaveEvaluation,
+    SaveRollout,
     SaveState,
     SaveTask,
     Withhold,
 )
 from broker_aggregator.fleet import Certificate, Claim, CommandRecord, Configuration
+from broker_aggregator.rollout import Attempt, Rollout
 from broker_aggregator.schema import MIGRATIONS, SCHEMA, SCHEMA_VERSION
 from broker_aggregator.store_reader import StoreReader
 from fl_protocol.codec import encode
@@ -162,6 +166,14 @@ class SqliteStore(StoreReader):
                 self._db.execute("INSERT OR REPLACE INTO command VALUES (?,?,?)", row)
             case RemoveCommand(name):
                 self._db.execute("DELETE FROM command WHERE id = ?", (name,))
+            case SaveRollout(rollout):
+                self._db.execute("INSERT OR REPLACE INTO rollout VALUES (?,?)", (rollout.id, _json(rollout)))
+            case SaveAttempt(attempt):
+                row = attempt.rollout, attempt.device, _json(attempt)
+                self._db.execute("INSERT OR REPLACE INTO attempt VALUES (?,?,?)", row)
+            case RemoveRollout(name):
+                self._db.execute("DELETE FROM attempt WHERE rollout = ?", (name,))
+                self._db.execute("DELETE FROM rollout WHERE id = ?", (name,))
             case SaveConfiguration(configuration):
                 self._db.execute(
                     "INSERT OR REPLACE INTO configuration VALUES (?,?)", (configuration.device, _json(configuration))
@@ -307,7 +319,7 @@ class SqliteStore(StoreReader):
             )
 
 
-def _json(record: Claim | Certificate | CommandRecord | Configuration) -> str:
+def _json(record: Claim | Certificate | CommandRecord | Configuration | Rollout | Attempt) -> str:
     return json.dumps(asdict(record), sort_keys=True)
 
 

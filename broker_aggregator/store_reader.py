@@ -12,11 +12,12 @@ from broker_aggregator.events import Release
 from broker_aggregator.fleet import KEPT_VERDICTS, Certificate, Claim, CommandRecord, Configuration, Device
 from broker_aggregator.releasing import Buffered
 from broker_aggregator.restoring import KeptCanary, KeptTask, Loaded, not_kept, restored_fleet, restored_task
+from broker_aggregator.rollout import Attempt, KeptRelease, Rollout
 from broker_aggregator.schema import SCHEMA_VERSION
 from broker_aggregator.task import KEPT_NORMS
 from fl_protocol.codec import decode_as
 from fl_protocol.errors import ConfigError
-from fl_protocol.messages import DeviceState, Plan, Reported, Result, Update
+from fl_protocol.messages import DeviceInfo, DeviceState, Plan, Reported, Result, Update
 from fl_protocol.tensors import ModelLayout, Vector
 
 
@@ -74,6 +75,8 @@ class StoreReader:
             self.certificates(),
             self.commands(),
             self.configurations(),
+            rollouts := self.rollouts(),
+            {id_: self.attempts(id_) for id_ in rollouts},
         )
 
     def claims(self) -> dict[str, Claim]:
@@ -95,6 +98,16 @@ class StoreReader:
         rows = self.query("SELECT * FROM configuration ORDER BY device")
         return {r["device"]: Configuration(**json.loads(r["configuration"])) for r in rows}
 
+    def rollouts(self) -> dict[str, Rollout]:
+        """The roll-outs of the agent, by id."""
+        kept = {r["id"]: json.loads(r["rollout"]) for r in self.query("SELECT * FROM rollout ORDER BY id")}
+        return {id_: Rollout(**{**plain, "release": KeptRelease(**plain["release"])}) for id_, plain in kept.items()}
+
+    def attempts(self, rollout: str) -> dict[str, Attempt]:
+        """The devices of a roll-out, and how far each is."""
+        rows = self.query("SELECT * FROM attempt WHERE rollout = ? ORDER BY device", rollout)
+        return {r["device"]: Attempt(**json.loads(r["attempt"])) for r in rows}
+
     def reported(self) -> dict[str, Reported]:
         """What configuration each device says that it has."""
         rows = self.query("SELECT * FROM reported ORDER BY device")
@@ -103,7 +116,8 @@ class StoreReader:
     def _devices(self) -> Iterator[Device]:
         for row in self.query("SELECT * FROM device"):
             state = decode_as(DeviceState, row["state"].encode()) if row["state"] else None
-            yield Device(row["id"], row["public_key"], bool(row["revoked"]), state)
+            info = decode_as(DeviceInfo, row["info"].encode()) if row["info"] else None
+            yield Device(row["id"], row["public_key"], bool(row["revoked"]), state, info=info)
 
     def _newest_verdicts(self) -> Iterator[tuple[str, Result]]:
         """Of each incarnation as many as are remembered, and one more for the mark below them."""

@@ -15,9 +15,10 @@ from broker_aggregator import events as e
 from broker_aggregator.fleet import Certificate, Claim, CommandRecord, Configuration, Device
 from broker_aggregator.releasing import Buffered
 from broker_aggregator.restoring import KeptCanary, KeptTask, Loaded, not_kept, restored_fleet, restored_task
+from broker_aggregator.rollout import Attempt, Rollout
 from broker_aggregator.store import DISPOSALS
 from broker_aggregator.task import KEPT_NORMS
-from fl_protocol.messages import DeviceState, Plan, Reported, Result, Update
+from fl_protocol.messages import DeviceInfo, DeviceState, Plan, Reported, Result, Update
 from fl_protocol.tensors import ModelLayout, vector_bytes
 
 Name = tuple[str, str, int]  # device, incarnation, seq
@@ -60,12 +61,20 @@ class _Member(NamedTuple):
     public_key: str
     revoked: bool
     state: DeviceState | None = None
+    info: DeviceInfo | None = None
+
+
+def _heard(member: _Member, state: DeviceState | DeviceInfo | Reported) -> _Member:
+    if isinstance(state, DeviceInfo):
+        return member._replace(info=state)
+    return member._replace(state=state) if isinstance(state, DeviceState) else member
 
 
 class MemoryStore(Journal[e.Durable]):
     """`broker_aggregator.storage.Store`, and what the checker asks of its disk. See `Journal` for how it fails."""
 
     __slots__ = (
+        "_attempts",
         "_certificates",
         "_claims",
         "_commands",
@@ -76,6 +85,7 @@ class MemoryStore(Journal[e.Durable]):
         "_plans",
         "_releases",
         "_reported",
+        "_rollouts",
         "_suspects",
         "_tasks",
         "keep_releases",
@@ -90,6 +100,8 @@ class MemoryStore(Journal[e.Durable]):
         self._certificates: Table[Certificate] = {}
         self._commands: Table[CommandRecord] = {}
         self._configurations: Table[Configuration] = {}
+        self._rollouts: Table[Rollout] = {}
+        self._attempts: Table[Attempt] = {}  # by roll-out and device
         self._reported: Table[Reported] = {}
         self._tasks: Table[e.SaveTask] = {}
         self._plans: dict[str, Table[tuple[Plan, ModelLayout]]] = {}  # task -> revision
@@ -142,7 +154,7 @@ class MemoryStore(Journal[e.Durable]):
                 self._remove(task, ts)
             case e.SaveDevice(device, public_key, revoked):
                 known = self._devices.get(device)
-                self._set(self._devices, device, _Member(public_key, revoked, known.state if known else None))
+                self._set(self._devices, device, _Member(public_key, revoked, *(known[2:] if known else ())))
             case e.SaveClaim(claim):
                 self._set(self._claims, claim.id, claim)
             case e.RemoveClaim(name):
@@ -155,15 +167,22 @@ class MemoryStore(Journal[e.Durable]):
             case e.RemoveCommand(name):
                 if name in self._commands:
                     self._delete(self._commands, name)
+            case e.SaveRollout(rollout):
+                self._set(self._rollouts, rollout.id, rollout)
+            case e.SaveAttempt(attempt):
+                self._set(self._attempts, (attempt.rollout, attempt.device), attempt)
+            case e.RemoveRollout(name):
+                for key in [key for key in self._attempts if key[0] == name]:
+                    self._delete(self._attempts, key)
+                if name in self._rollouts:
+                    self._delete(self._rollouts, name)
             case e.SaveConfiguration(configuration):
                 self._set(self._configurations, configuration.device, configuration)
             case e.SaveState(device, Reported() as reported):
                 self._set(self._reported, device, reported)
             case e.SaveState(device, state):
                 if device in self._devices:
-                    member = self._devices[device]
-                    news = member._replace(state=state) if isinstance(state, DeviceState) else member
-                    self._set(self._devices, device, news)
+                    self._set(self._devices, device, _heard(self._devices[device], state))
             case e.SaveCounter(name, value):
                 self._set(self._counters, name, max(value, self._counters.get(name, value)))
         self._done(effect)
@@ -241,7 +260,10 @@ class MemoryStore(Journal[e.Durable]):
 
     def load(self, now: float) -> Loaded:
         """Fleet, tasks with their buffers, counters."""
-        devices = (Device(id_, m.public_key, m.revoked, m.state) for id_, m in sorted(self._devices.items()))
+        devices = (
+            Device(id_, m.public_key, m.revoked, m.state, info=m.info) for id_, m in sorted(self._devices.items())
+        )
+        attempts = sorted(self._attempts.items())
         verdicts = ((name[0], self._ledger[name].verdict) for name in sorted(self._ledger))
         return Loaded(
             restored_fleet(devices, verdicts),
@@ -251,6 +273,8 @@ class MemoryStore(Journal[e.Durable]):
             dict(sorted(self._certificates.items())),
             dict(sorted(self._commands.items())),
             dict(sorted(self._configurations.items())),
+            dict(sorted(self._rollouts.items())),
+            {id_: {device: a for (of, device), a in attempts if of == id_} for id_ in sorted(self._rollouts)},
         )
 
     def reported(self) -> dict[str, Reported]:

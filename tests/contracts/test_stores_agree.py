@@ -20,18 +20,22 @@ from broker_aggregator.events import (
     RecordVerdict,
     Release,
     RemoveCommand,
+    RemoveRollout,
     RemoveTask,
+    SaveAttempt,
     SaveCommand,
     SaveConfiguration,
     SaveCounter,
     SaveDevice,
     SaveEvaluation,
+    SaveRollout,
     SaveState,
     SaveTask,
     Withhold,
 )
 from broker_aggregator.fleet import CommandRecord, Configuration
 from broker_aggregator.releasing import digest
+from broker_aggregator.rollout import Attempt, KeptRelease, Rollout
 from broker_aggregator.storage import Store
 from broker_aggregator.store import SqliteStore
 from fl_protocol.errors import ConfigError
@@ -105,7 +109,33 @@ def others() -> st.SearchStrategy[Durable]:
         lines=st.sampled_from([None, ["a line"]]),
         health=st.sampled_from([None, {"memory_mb": 1.5}]),
     )
+    rollouts = st.builds(
+        Rollout,
+        st.sampled_from(["r1", "r2"]),
+        st.builds(KeptRelease, st.just("0" * 64), numbers, numbers, st.just("2"), st.just("arm64"), st.just("3.13")),
+        numbers,
+        numbers,
+        st.sampled_from(["10", "2.5"]),
+        numbers,
+        numbers,
+        state=st.sampled_from(["running", "stopped"]),
+        wave=numbers,
+        left_out=st.sampled_from([{}, {"never seen": 3}]),
+    )
+    attempts = st.builds(
+        Attempt,
+        st.sampled_from(["r1", "r2"]),
+        devices,
+        numbers,
+        numbers,
+        st.sampled_from(["waiting", "asked", "failed"]),
+        st.sampled_from(["", "rolled back"]),
+        numbers,
+    )
     return st.one_of(
+        st.builds(SaveRollout, rollouts),
+        st.builds(SaveAttempt, attempts),
+        st.builds(RemoveRollout, st.sampled_from(["r1", "r2"])),
         st.builds(
             SaveTask,
             plans(),
