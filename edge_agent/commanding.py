@@ -200,6 +200,7 @@ class Commanding:
         """It has come to a step that is not taken back: `note` is kept for a restart, and no deadline ends it here."""
         self._ends_at.pop(cid, None)
         kept = self._kept[cid]
+        self.emit(Note("info", f"command {kept.name} {cid}: {why}"))
         self._keep(replace(kept, note=note, progress=replace(kept.progress, why=why)))
 
     def end_hurried(self, status: CommandStatus, why: str, code: Code | None = None) -> None:
