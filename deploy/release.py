@@ -38,7 +38,9 @@ def make(
     base: Annotated[
         Path | None, typer.Option(help="The kit that the devices have now: wheels that did not change stay out.")
     ] = None,
-    number: Annotated[int, typer.Option(help="Orders a fleet's releases; the time in seconds unless told.", min=1)] = 0,
+    number: Annotated[
+        int | None, typer.Option(help="Orders a fleet's releases; the time in seconds unless told.", min=1)
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")] = False,
 ) -> None:
     """Pack and sign a release. Devices take none whose number is lower than that of what they run.

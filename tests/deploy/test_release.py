@@ -40,6 +40,7 @@ def make(config: Path, *words: object) -> dict:
     result = CliRunner().invoke(app, ["release", "make", *map(str, words), "--config", str(config), "--json"])
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
+    assert result.exit_code == 0, result.output
     return json.loads(result.stdout)
 
 
