@@ -195,17 +195,23 @@ def devices(config: ConfigOption, as_json: JsonOption = False) -> None:
     if as_json:
         _print_json(rows)
         return
-    table = _table("device", "state", "seen", "updates", "accepted", "counted", "staleness", "bytes up")
+    table = _table("device", "state", "seen", "agent", "updates", "accepted", "counted", "staleness", "bytes up")
     now = time.time()
     for row in rows:
         state = "revoked" if row["revoked"] else (row["state"] or {}).get("state", "never seen")
         seen = "-" if row["seen_ts"] is None else f"{now - row['seen_ts'] / 1000:.0f} s ago"
         staleness = "-" if row["staleness"] is None else f"{row['staleness']:.2f}"
         numbers = [str(row[k]) for k in ("updates", "accepted", "counted")]
-        table.add_row(row["id"], state, seen, *numbers, staleness, f"{row['bytes_up']:,}")
+        table.add_row(row["id"], state, seen, _agent(row["info"] or {}), *numbers, staleness, f"{row['bytes_up']:,}")
     console.print(
         table if rows else "No device yet: `broker-aggregator device allow --config FILE ID KEY` lets one in."
     )
+
+
+def _agent(info: dict[str, Any]) -> str:
+    """The agent's version, and the release that brought it."""
+    version = str(info.get("software", "-")).removeprefix("edge-agent ")
+    return f"{version}, release {info['release']}" if info.get("release") else version
 
 
 @app.command()

@@ -98,9 +98,9 @@ class Rolling:
         many = f"{len(self.attempts[id_])} devices in {len(ends)} waves"
         yield Note("info", f"roll-out {id_}: release {release.number} ({release.version}) to {many}")
 
-    def pause(self, id_: str) -> Iterator[Effect]:
+    def pause(self, id_: str, why: str = "paused by the operator") -> Iterator[Effect]:
         """Ask nobody more, until `resume`. Raises `ConfigError`."""
-        yield from self._enter(self._known(id_, "running"), state="paused", why="paused by the operator")
+        yield from self._enter(self._known(id_, "running"), state="paused", why=why)
 
     def resume(self, id_: str) -> Iterator[Effect]:
         """Go on. Raises `ConfigError`."""

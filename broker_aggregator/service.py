@@ -137,6 +137,7 @@ class Service:
         self._let_in(config.devices)
         self._connected = False
         self.transport = connect(config, self._will)
+        self._hold_rollouts()
 
     @property
     def key(self) -> SigningKey:
@@ -158,6 +159,13 @@ class Service:
 
     def _write_revocations(self, pki: Pki, effect: WriteRevocations) -> None:
         pki.revoke(effect.revoked, self._machine.now_ms())
+
+    def _hold_rollouts(self) -> None:
+        """Nobody is sent for a release that is not on the shelf: a backup has none."""
+        for rollout in list(self.coordinator.rolling.rollouts.values()):
+            if rollout.state == "running" and not (self.config.agent_releases / rollout.release.sha256).is_file():
+                why = f"release {rollout.release.number} is not on the shelf: `release add` it, then `rollout resume`"
+                self._carry_out(self.coordinator.rolling.pause(rollout.id, why))
 
     def _let_in(self, devices: dict[str, str]) -> None:
         """The devices that the configuration names, on top of those that the store knows."""

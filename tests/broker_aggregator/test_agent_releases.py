@@ -6,8 +6,13 @@ import pytest
 
 from anabranch.simulator.store_model import MemoryStore
 from broker_aggregator.agent_releases import add_release, find_release, kept_releases
+from broker_aggregator.config import GatewayConfig, GatewaySection
+from broker_aggregator.events import SaveAttempt, SaveRollout
 from broker_aggregator.objects import Objects
 from broker_aggregator.release_cli import per_hour, seconds
+from broker_aggregator.rollout import Attempt, Rollout
+from broker_aggregator.service import Service
+from broker_aggregator.store import SqliteStore
 from fl_protocol.agent_release import pack_release
 from fl_protocol.device_commands import MAX_RELEASE_BYTES
 from fl_protocol.errors import ConfigError
@@ -106,3 +111,21 @@ def test_a_deadline_is_a_span(text: str, value: int) -> None:
     assert seconds(text) == value
     with pytest.raises(ConfigError, match="--deadline"):
         seconds(text[:-1])
+
+
+def test_a_roll_out_whose_release_is_gone_is_held(tmp_path: Path) -> None:
+    """As after a restore: backups have no releases."""
+    config = GatewayConfig(gateway=GatewaySection(fleet=FLEET, data_dir=tmp_path))
+    kept = add_release(config.agent_releases, release(tmp_path), KEY.public, FLEET)
+    store = SqliteStore(config.store_path)
+    with store.transaction():
+        store.apply(SaveRollout(Rollout("r1", kept, 1, 0, "10", 3600, 1)), 1)
+        store.apply(SaveAttempt(Attempt("r1", "fan-0", 0, 0)), 1)
+    states = []
+    for gone in (False, True):
+        if gone:
+            (config.agent_releases / kept.sha256).unlink()
+        states.append(Service(config, store, KEY).coordinator.rolling.rollouts["r1"].state)
+    assert states == ["running", "paused"]
+    assert "not on the shelf" in store.rollouts()["r1"].why
+    store.close()

@@ -37,6 +37,9 @@ CHAIN = hand_over(hand_over(None, FLEET_KEY, NEXT_KEYS[0], FLEET), *NEXT_KEYS, F
 MESSAGES: dict[str, m.Message] = {
     "state": m.DeviceState(state="training", boot=3, bseq=2, n=9, task="fan", version=41, why="", ts=1),
     "info": m.DeviceInfo(software="anabranch-agent/0.1.0", public_key=DEVICE_KEY.public, incarnation=INCARNATION),
+    "info-release": m.DeviceInfo(
+        software="edge-agent 0.2.0", public_key=DEVICE_KEY.public, incarnation=INCARNATION, arch="arm64", release=7
+    ),
     "health": m.Health(memory_mb=70.5, temperature_c=41.0, why_not="too hot", may_train=False),
     "health-budget": m.Health(bytes_up=900_000, bytes_down=3_100_000, bytes_today=4_000_000, bytes_allowed=5_000_000),
     "event": m.DeviceEvent(event="bundle", level="error", code="E_SHA", message="not the one that the plan names"),
