@@ -1,7 +1,10 @@
 """Releases by roll-out: mosquitto with TLS, the aggregator, three agents under root's side, and kill -9."""
 
+import hashlib
 import json
 import os
+import sys
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,9 +13,10 @@ import pytest
 
 from fl_protocol.agent_release import pack_release
 from fl_protocol.keyfile import load_or_create_key
+from tests.deploy.rig import deploy
 from tests.support.fielded import BROKEN, WORKS, Fielded
 from tests.support.gatehouse import FLEET, Gatehouse
-from tests.support.releases import manifest_of
+from tests.support.releases import ARCH, manifest_of
 from tests.support.waiting import wait_until
 
 pytestmark = [
@@ -131,6 +135,57 @@ def test_a_device_that_is_off_gets_it_when_it_comes_back(house: Gatehouse, devic
     assert report["status"] == "successful"
     assert (status(house)["counts"], off.number) == ({"skipped": 1}, 7)
     assert off.log.count("command update-agent") == 3  # begun, noted, ended: of the first alone
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_the_real_thing(house: Gatehouse, tmp_path: Path) -> None:
+    """Wheels from PyPI, venv, pip and our own wheel: an update that works, and one whose agent ends when it starts."""
+    kit = tmp_path / "kit"
+    python = ".".join(map(str, sys.version_info[:2]))
+    made = deploy("wheelhouse", kit, "--arch", ARCH, "--python", python, timeout=600)
+    assert made.returncode == 0, made.stderr
+    pair = [Fielded(house, name, kit) for name in NAMES[:2]]
+    try:
+        for device in pair:
+            device.boot()
+        known = dict.fromkeys(NAMES[:2], 0)
+        wait_until(lambda: releases(house) == known, SLOW_S, "they are in")
+        make = ("release", "make", kit, "--base", kit, "--config", house.config)
+        assert deploy(*make, "--number", "7", "--out", tmp_path / "7.tar").returncode == 0
+        ask(house, "release", "add", str(tmp_path / "7.tar"))
+        start(house, 7, "--groups", "1,100%")
+        done = wait_until(lambda: (s := status(house))["state"] != "running" and s, 600, "it is over")
+        assert (done["state"], done["counts"]) == ("finished", {"successful": 2}), done
+        wait_until(lambda: releases(house) == dict.fromkeys(NAMES[:2], 7), SLOW_S, "they say so")
+        assert {str((device.opt / "venv").readlink()) for device in pair} == {"b"}
+
+        break_agent(kit)
+        assert deploy(*make[:3], *make[5:], "--number", "8", "--out", tmp_path / "8.tar").returncode == 0
+        ask(house, "release", "add", str(tmp_path / "8.tar"))
+        start(house, 8)
+        done = wait_until(lambda: (s := status(house))["state"] != "running" and s, 600, "it stops")
+        assert (done["state"], done["counts"]) == ("stopped", {"failed": 1, "skipped": 1}), done
+        assert "rolled back: the agent was not ready with its broker" in done["why"]
+        assert [device.number for device in pair] == [7, 7]
+        wait_until(lambda: releases(house) == dict.fromkeys(NAMES[:2], 7), SLOW_S, "they say so")
+    finally:
+        for device in pair:
+            device.close()
+
+
+def break_agent(kit: Path) -> None:
+    """Our wheel of another kit, whose agent answers `--version` and ends when it runs."""
+    (ours,) = (kit / "wheels").glob("anabranch-*.whl")
+    with zipfile.ZipFile(ours) as wheel:
+        files = {name: wheel.read(name) for name in wheel.namelist()}
+    files["edge_agent/service.py"] += b'\n\ndef _ends(*_):\n    raise SystemExit("broken")\n\n\nService.run = _ends\n'
+    with zipfile.ZipFile(ours, "w", zipfile.ZIP_DEFLATED) as wheel:
+        for name, data in files.items():
+            wheel.writestr(name, data)
+    sums = kit / "wheels/SHA256SUMS"
+    lines = [line for line in sums.read_text().splitlines(keepends=True) if not line.endswith(f"{ours.name}\n")]
+    sums.write_text("".join(lines) + f"{hashlib.sha256(ours.read_bytes()).hexdigest()}  {ours.name}\n")
 
 
 def test_the_shelf(house: Gatehouse) -> None:

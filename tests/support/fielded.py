@@ -1,6 +1,7 @@
 """A device as it is in the field: an agent under a system manager, and root's side of its updates, run for real.
 
-Of systemd, venv and pip there are stand-ins: what "pip installs" is a wheel that holds the script `edge-agent`.
+Of systemd there is a stand-in. Without a kit, of venv and pip too: what "pip installs" is then a wheel that holds the
+script `edge-agent`.
 """
 
 import contextlib
@@ -20,7 +21,7 @@ LOOKS, LOOK_S = 40, "1"  # how long a release has to show that it works
 WORKS = b"""\
 #!/bin/sh
 [ "$1" != --version ] || exit 0
-exec "$REAL_PYTHON" -m edge_agent run --config "$AGENT_CONFIG"
+exec "$REAL_PYTHON" -m edge_agent "$@"
 """
 BROKEN = b"""\
 #!/bin/sh
@@ -58,16 +59,17 @@ case "$1" in
   is-active) alive ;;
   start)
     ! alive || exit 0
-    setsid "$ANABRANCH_ROOT/opt/anabranch/venv/bin/edge-agent" >> "$ANABRANCH_ROOT/agent.log" 2>&1 < /dev/null 9>&- &
+    setsid "$ANABRANCH_ROOT/opt/anabranch/venv/bin/edge-agent" run --config "$AGENT_CONFIG" \
+      >> "$ANABRANCH_ROOT/agent.log" 2>&1 < /dev/null 9>&- &
     echo $! > "$pid" ;;
 esac
 """
 
 
 class Fielded:
-    """A device with a ticket; `boot` starts it, and root's side begins to watch."""
+    """A device with a ticket; `boot` starts it, and root's side begins to watch. `kit` is a real wheelhouse."""
 
-    def __init__(self, house: Gatehouse, name: str) -> None:
+    def __init__(self, house: Gatehouse, name: str, kit: Path | None = None) -> None:
         self.name, self._house = name, house
         self.root = house.folder / name
         self.state, self.opt = self.root / "var/lib/anabranch", self.root / "opt/anabranch"
@@ -77,8 +79,11 @@ class Fielded:
             path.mkdir(parents=True)
         (self.root / "data").mkdir()
         shutil.copy(SYSTEMD / "anabranch-update", self._script)
-        _program(self.opt / "venv/bin/python", PYTHON)
-        _program(self.opt / "venv/bin/edge-agent", WORKS.decode())
+        if kit is None:
+            _program(self.opt / "venv/bin/python", PYTHON)
+            _program(self.opt / "venv/bin/edge-agent", WORKS.decode())
+        else:
+            install(kit, self.opt / "venv")
         _program(self.root / "shims/systemctl", SYSTEMCTL)
         (self.root / "ticket.toml").write_bytes(house.ticket(name).read_bytes())
         config = self.root / "agent.toml"
@@ -96,7 +101,6 @@ reconnect_max_s = 1
         self._environ = {
             **os.environ,
             "PATH": f"{self.root / 'shims'}:{os.environ['PATH']}",
-            "PYTHONPATH": str(REPOSITORY),
             "ANABRANCH_ROOT": str(self.root),
             "ANABRANCH_LOOKS": str(LOOKS),
             "ANABRANCH_LOOK_S": LOOK_S,
@@ -104,6 +108,9 @@ reconnect_max_s = 1
             "REAL_PYTHON": sys.executable,
             "AGENT_CONFIG": str(config),
         }
+        self._environ.pop("PYTHONPATH", None)
+        if kit is None:
+            self._environ["PYTHONPATH"] = str(REPOSITORY)
         self._end = threading.Event()
         self._watching = threading.Thread(target=self._watch, daemon=True)
 
@@ -149,6 +156,13 @@ reconnect_max_s = 1
         """Root has seen the fleet's key."""
         pin = self.root / "var/lib/anabranch-update/fleet"
         wait_until(pin.exists, seconds, f"{self.name} is enrolled")
+
+
+def install(kit: Path, venv: Path) -> None:
+    """What a first boot does."""
+    subprocess.run([sys.executable, "-m", "venv", venv], check=True, timeout=300)
+    wheels = ("--no-index", "--find-links", kit / "wheels", "anabranch[agent]")
+    subprocess.run([venv / "bin/python", "-m", "pip", "install", "--quiet", *wheels], check=True, timeout=600)
 
 
 def _program(path: Path, text: str) -> None:
