@@ -17,7 +17,7 @@ from broker_aggregator.agent_releases import add_release, find_release, kept_rel
 from broker_aggregator.asking import ANSWER_S, ask_gateway
 from broker_aggregator.config import GatewayConfig
 from broker_aggregator.rollout import Attempt, KeptRelease, Rollout, count
-from broker_aggregator.rollout_operations import ROLLOUT_START
+from broker_aggregator.rollout_operations import MAX_NAMED, ROLLOUT_START
 from broker_aggregator.store_reader import StoreReader
 from fl_protocol.errors import ConfigError
 from fl_protocol.keyfile import load_or_create_key
@@ -137,7 +137,8 @@ def make_rollout_app(load: Load) -> typer.Typer:
         stop_at: Annotated[str, typer.Option(help="It stops when more of a wave than this have failed.")] = "10%",
         deadline: Annotated[str, typer.Option(help="What a device is given, as 30m, 6h or 7d.")] = "24h",
         devices: Annotated[
-            str | None, typer.Option(help="Only these, in this order, with commas between; else all that it fits.")
+            str | None,
+            typer.Option(help="Only these (150 at most), in this order, commas between; else all that it fits."),
         ] = None,
         timeout: TimeoutOption = ANSWER_S,
         as_json: JsonOption = False,
@@ -159,7 +160,12 @@ def make_rollout_app(load: Load) -> typer.Typer:
             "deadline_s": seconds(deadline),
         }
         if devices is not None:
-            arguments["devices"] = [word.strip() for word in devices.split(",") if word.strip()]
+            named = [word.strip() for word in devices.split(",") if word.strip()]
+            if len(named) > MAX_NAMED:
+                raise ConfigError(
+                    f"--devices: {len(named)} of them", f"name {MAX_NAMED} at most, or leave it out for all"
+                )
+            arguments["devices"] = named
         ask(config, ROLLOUT_START, arguments, timeout, as_json)
 
     @app.command("status")

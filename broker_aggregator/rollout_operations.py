@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 ROLLOUT_START = "rollout-start"
 _ID = re.compile(r"[a-z0-9-]{1,32}")  # of which commands are named, with a number behind it
+MAX_NAMED = 150  # devices in one command, which has 12 KiB
 MAX_PER_HOUR = 360_000
 MAX_ROLLOUT_DEADLINE_S = 30 * 86400
 
