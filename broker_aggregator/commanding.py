@@ -41,12 +41,16 @@ class Commanding:
     commands: dict[str, CommandRecord] = field(default_factory=dict)
     configurations: dict[str, Configuration] = field(default_factory=dict)
     _open: dict[str, dict[str, None]] = field(default_factory=dict)  # device -> cids, oldest first
+    _over: dict[str, dict[str, None]] = field(default_factory=dict)  # the same of those that have ended
     _moved: list[str] = field(default_factory=list)  # updates of the agent that began or ended, by cid
 
     def __post_init__(self) -> None:
         for command in sorted(self.commands.values(), key=lambda c: c.asked_ms):
             if command.open:
                 self._open.setdefault(command.device, {})[command.id] = None
+        for command in sorted(self.commands.values(), key=lambda c: c.ended_ms):
+            if not command.open:
+                self._over.setdefault(command.device, {})[command.id] = None
 
     def open_of(self, device: str) -> dict[str, str]:
         """The open commands of a device, cid -> name."""
@@ -210,10 +214,11 @@ class Commanding:
         yield SaveCommand(closed)
         yield Clear(self._topic(at, command.device, command.name, command.id))
         yield Note("info", f"{command.device}: command {command.name} {command.id}: {said.status} {said.why}".rstrip())
-        over = [c for c in self.commands.values() if c.device == command.device and not c.open]
-        for old in sorted(over, key=lambda c: c.ended_ms)[:-KEPT_COMMANDS]:
-            del self.commands[old.id]
-            yield RemoveCommand(old.id)
+        over = self._over.setdefault(command.device, {})
+        over[command.id] = None
+        for old in list(over)[:-KEPT_COMMANDS]:
+            del self.commands[old], over[old]
+            yield RemoveCommand(old)
 
     def _move(self, command: CommandRecord) -> None:
         if command.name == UPDATE:
