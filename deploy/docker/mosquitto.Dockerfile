@@ -3,7 +3,7 @@ ARG BASE=debian:bookworm-slim
 FROM ${BASE}
 RUN apt-get update \
  && apt-get install -y --no-install-recommends mosquitto mosquitto-clients \
- && rm -rf /var/lib/apt/lists/* /var/cache/apt/* /var/log/apt /var/log/dpkg.log /var/cache/debconf/*-old /etc/mosquitto/conf.d \
+ && rm -rf /var/lib/apt/lists/* /var/cache/apt/* /var/log/apt /var/log/dpkg.log /var/cache/debconf/*-old /etc/mosquitto \
  && usermod --non-unique --uid 10001 mosquitto && groupmod --non-unique --gid 10001 mosquitto \
  && install -d -o mosquitto -g mosquitto -m 0700 /etc/mosquitto /var/lib/mosquitto
 USER mosquitto
