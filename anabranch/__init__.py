@@ -1,1 +1,5 @@
 """The front door: what a person types."""
+
+from fl_protocol.telemetry import forbid_telemetry
+
+forbid_telemetry()

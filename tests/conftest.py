@@ -8,7 +8,10 @@ from hypothesis import settings
 
 pytest.register_assert_rewrite("tests.support.peer", "tests.support.waiting")
 
-from tests.support.mosquitto import Mosquitto  # noqa: E402 - asserts are rewritten at import
+from fl_protocol.telemetry import forbid_telemetry  # noqa: E402 - asserts are rewritten at import
+from tests.support.mosquitto import Mosquitto  # noqa: E402
+
+forbid_telemetry()  # tests import onnxruntime themselves
 
 settings.register_profile("anabranch", deadline=None)  # a busy machine is no bug
 settings.load_profile("anabranch")
