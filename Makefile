@@ -26,7 +26,7 @@ help:
 	@echo "make check                            formatting, lint, types, import contracts, documentation"
 	@echo "make bench                            the figures of the README, from scripts"
 	@echo "make bench-aggregate                  every rule on 100 updates of 1M parameters, against np.add and Flower (PyPI)"
-	@echo "make bench-robust                     rules against attackers in the twin: two data sets, twelve attacks (hours)"
+	@echo "make bench-robust                     rules against attackers in the twin: two data sets, thirteen attacks (hours)"
 	@echo "make bench-bytes                      codecs: bits and speed on every model; accuracy over bytes in the twin (hours)"
 	@echo "make bench-bytes-quick                the same in minutes: is everything in order?"
 	@echo "make bench-train                      training steps of every model against torch: time, memory, imports, disk"
