@@ -114,7 +114,7 @@ class Enrollment:
             return Certified(status="waiting", key=key, why="the operator has to approve it", retry_in_s=WAIT_S)
         issued = next((c for c in self.certificates.values() if c.claim == name and not c.revoked_ms), None)
         if issued is None:
-            yield from self.revoke(claim.device, now_ms)  # a card was flashed anew: what it had before is void
+            yield from self._void(claim.device, now_ms)  # a card was flashed anew: what it had before is void
             issued = yield from self._issue(claim.device, request.csr, now_ms, name)
             device = at.fleet.devices.setdefault(claim.device, Device(claim.device, claim.public_key))
             device.public_key, device.revoked = claim.public_key, False
@@ -214,10 +214,13 @@ class Enrollment:
                 yield SaveClaim(self.claims[name])
 
     def revoke(self, device: str, now_ms: int) -> Iterator[Effect]:
-        """All certificates and tickets of a device are void; nothing where it has none."""
-        for claim in [c for c in self.claims.values() if c.device == device and not c.key]:
+        """All certificates and tickets of a device are void, one that is bound to its key too; nothing without any."""
+        for claim in [c for c in self.claims.values() if c.device == device]:
             del self.claims[claim.id]
             yield RemoveClaim(claim.id)
+        yield from self._void(device, now_ms)
+
+    def _void(self, device: str, now_ms: int) -> Iterator[Effect]:
         valid = [c for c in self.certificates.values() if c.device == device and not c.revoked_ms]
         for one in valid:
             self.certificates[one.serial] = replace(one, revoked_ms=now_ms)

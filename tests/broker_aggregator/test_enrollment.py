@@ -260,6 +260,19 @@ def test_revocation(house) -> None:
         house.gateway.coordinator.fleet.member("fan-1")
 
 
+def test_a_revoked_device_that_was_never_heard_does_not_ask_again(house) -> None:
+    """A thief who kept silent has his ticket's claim still; neither he nor a request played again brings him back."""
+    asked = request(make_key())
+    house.ticket().claimed(asked)
+    _, effects = house.ask("device-revoke", device="fan-1")
+    assert [e.claim for e in of(RemoveClaim, effects)] == [CLAIM]
+    answer, effects = house.claimed(asked)
+    assert (answer.status, answer.code) == ("refused", "E_CLAIM")
+    assert not list(of(SaveCertificate, effects))
+    with pytest.raises(ProtocolError, match="E_AUTH"):
+        house.gateway.coordinator.fleet.member("fan-1")
+
+
 def test_a_card_that_was_flashed_anew(house) -> None:
     """It needs `again`; its new key takes over, and what the old one had is void, but not before it asks."""
     house.ticket().claimed(request(make_key()))
