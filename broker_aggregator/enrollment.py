@@ -34,6 +34,7 @@ WAIT_S = 30  # until a device that waits for approval asks again
 REFUSED_S = 3600
 HOUR_MS = 3_600_000
 FORGOTTEN_MS = 30 * 24 * HOUR_MS
+MAX_VALID = 8  # certificates of one device, at a time: two are in use where one is renewed
 NO_KEY = "0" * 64
 RESERVED = frozenset({"aggregator", "operator", "monitor", "enrollment", "root", "localhost"})  # user names
 RESERVED_BEGINNINGS = ("gateway-", "op-")  # of client ids
@@ -137,6 +138,7 @@ class Enrollment:
                 raise Rejected("rejected", Code.AUTH, "this key was revoked")
             issued = next((c for c in same if c.expires_ms > now_ms), None)
             if issued is None:
+                self._check_room(device.id, now_ms)
                 issued = yield from self._issue(device.id, request.csr, now_ms, "")
             answer = _issued(issued)
         except Rejected as refused:
@@ -151,6 +153,11 @@ class Enrollment:
                 del self.claims[claim.id]
                 yield RemoveClaim(claim.id)
                 yield Note("info", f"{device} has enrolled; claim {claim.id} is used up")
+
+    def _check_room(self, device: str, now_ms: int) -> None:
+        of_it = (c for c in self.certificates.values() if c.device == device)
+        if sum(not c.revoked_ms and c.expires_ms > now_ms for c in of_it) >= MAX_VALID:
+            raise Rejected("rejected", Code.QUOTA, f"{device} has {MAX_VALID} certificates that are good")
 
     def _key(self, csr: str) -> str:
         try:

@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker_aggregator.enrollment import Admission, Enrollment
+from broker_aggregator.enrollment import MAX_VALID, Admission, Enrollment
 from broker_aggregator.events import (
     Asked,
     Claimed,
@@ -313,6 +313,18 @@ def test_renewal(house) -> None:
     assert (answer.status, answer.device) == ("issued", "fan-1")
     assert renewed(house, key).certificate == answer.certificate
     assert not any(c.revoked_ms for c in house.enrollment.certificates.values())
+
+
+def test_a_device_that_asks_without_end_gets_a_bounded_number_of_certificates(house) -> None:
+    """Each is a row for ever, and one of the broker's list if the device is revoked; when they are over, the next."""
+    house.ticket().claimed(request(make_key()))
+    keys = [make_key() for _ in range(2 * MAX_VALID)]
+    told = [renewed(house, key) for key in keys]
+    assert [a.code for a in told if a.status == "refused"] == ["E_QUOTA"] * (MAX_VALID + 1)
+    assert len(house.enrollment.certificates) == MAX_VALID
+    assert renewed(house, keys[0]).certificate == told[0].certificate
+    house.now_ms += 91 * 24 * HOUR_MS
+    assert renewed(house, keys[-1]).status == "issued"
 
 
 def test_renewal_needs_the_devices_signature(house) -> None:
