@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -239,6 +240,18 @@ def test_a_link_in_the_spool_is_not_followed(tmp_path: Path) -> None:
     device.run()
     device.check_settled(0, "failed")
     assert elsewhere.exists()
+
+
+@pytest.mark.parametrize("make", [lambda p: (p / "x").mkdir(parents=True), os.mkfifo])
+def test_what_is_no_file_in_the_spool_stands_in_nobodys_way(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    """It is refused and taken away, and the next release is installed."""
+    device = Device(tmp_path)
+    make(device.spool)
+    assert device.run().returncode == 0
+    device.check_settled(0, "failed")
+    device.send(7)
+    device.run()
+    device.check_settled(7, "successful")
 
 
 def test_what_pip_cannot_install_is_not_tried(tmp_path: Path) -> None:
