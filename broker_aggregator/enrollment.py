@@ -113,7 +113,8 @@ class Enrollment:
             yield Note("info", f"claim {name}: device {claim.device} asks with the key {key[:16]}")
         if self.admission.approve and not claim.approved:
             return Certified(status="waiting", key=key, why="the operator has to approve it", retry_in_s=WAIT_S)
-        issued = next((c for c in self.certificates.values() if c.claim == name and not c.revoked_ms), None)
+        of_it = (c for c in self.certificates.values() if c.claim == name)
+        issued = next((c for c in of_it if not c.revoked_ms and c.expires_ms > now_ms), None)
         if issued is None:
             yield from self._void(claim.device, now_ms)  # a card was flashed anew: what it had before is void
             issued = yield from self._issue(claim.device, request.csr, now_ms, name)

@@ -122,6 +122,16 @@ def test_the_same_key_gets_the_same_certificate_again(house) -> None:
     assert not list(of(SaveCertificate, effects))
 
 
+def test_a_device_whose_answer_was_lost_for_longer_than_the_certificate_lasts(house) -> None:
+    """It is given another one: with one that is over it would be enrolled, and shut out for good."""
+    key = make_key()
+    first, _ = house.ticket().claimed(request(key))
+    house.now_ms += 91 * 24 * HOUR_MS
+    second, _ = house.claimed(request(key))
+    assert (second.status, second.certificate != first.certificate) == ("issued", True)
+    assert house.claimed(request(key))[0].certificate == second.certificate
+
+
 def test_a_copy_of_the_card_is_refused_and_reported(house) -> None:
     """The claim is the first key's; the operator sees that somebody else tried, and why he was refused."""
     house.ticket().claimed(request(make_key()))
