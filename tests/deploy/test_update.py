@@ -206,6 +206,20 @@ def test_what_is_not_for_this_device_is_refused(tmp_path: Path, change: dict, se
     assert sentence in device.report[3]
 
 
+def test_a_kit_does_not_open_the_way_for_older_releases(tmp_path: Path) -> None:
+    """It has no number, and an agent that was taken over may have kept each release that there ever was."""
+    device = Device(tmp_path)
+    device.send(7)
+    device.run()
+    (device.opt / "venv/release").unlink()  # as `anabranch-first-boot` leaves it
+    device.send(6)
+    device.run()
+    assert "E_DOWNGRADE" in device.report[3]
+    device.send(7)
+    device.run()
+    device.check_settled(7, "successful")
+
+
 @pytest.mark.parametrize("at", [3, 200, 700, 2000, 5000, -1])
 def test_one_flipped_bit_is_refused(tmp_path: Path, at: int) -> None:
     """In a header, the manifest, the files or the end."""
