@@ -34,6 +34,7 @@ WAIT_S = 30  # until a device that waits for approval asks again
 REFUSED_S = 3600
 HOUR_MS = 3_600_000
 FORGOTTEN_MS = 30 * 24 * HOUR_MS
+MAX_VALID = 8  # certificates of one device, at a time: two are in use where one is renewed
 NO_KEY = "0" * 64
 RESERVED = frozenset({"aggregator", "operator", "monitor", "enrollment", "root", "localhost"})  # user names
 RESERVED_BEGINNINGS = ("gateway-", "op-")  # of client ids
@@ -112,9 +113,10 @@ class Enrollment:
             yield Note("info", f"claim {name}: device {claim.device} asks with the key {key[:16]}")
         if self.admission.approve and not claim.approved:
             return Certified(status="waiting", key=key, why="the operator has to approve it", retry_in_s=WAIT_S)
-        issued = next((c for c in self.certificates.values() if c.claim == name and not c.revoked_ms), None)
+        of_it = (c for c in self.certificates.values() if c.claim == name)
+        issued = next((c for c in of_it if not c.revoked_ms and c.expires_ms > now_ms), None)
         if issued is None:
-            yield from self.revoke(claim.device, now_ms)  # a card was flashed anew: what it had before is void
+            yield from self._void(claim.device, now_ms)  # a card was flashed anew: what it had before is void
             issued = yield from self._issue(claim.device, request.csr, now_ms, name)
             device = at.fleet.devices.setdefault(claim.device, Device(claim.device, claim.public_key))
             device.public_key, device.revoked = claim.public_key, False
@@ -137,6 +139,7 @@ class Enrollment:
                 raise Rejected("rejected", Code.AUTH, "this key was revoked")
             issued = next((c for c in same if c.expires_ms > now_ms), None)
             if issued is None:
+                self._check_room(device.id, now_ms)
                 issued = yield from self._issue(device.id, request.csr, now_ms, "")
             answer = _issued(issued)
         except Rejected as refused:
@@ -151,6 +154,11 @@ class Enrollment:
                 del self.claims[claim.id]
                 yield RemoveClaim(claim.id)
                 yield Note("info", f"{device} has enrolled; claim {claim.id} is used up")
+
+    def _check_room(self, device: str, now_ms: int) -> None:
+        of_it = (c for c in self.certificates.values() if c.device == device)
+        if sum(not c.revoked_ms and c.expires_ms > now_ms for c in of_it) >= MAX_VALID:
+            raise Rejected("rejected", Code.QUOTA, f"{device} has {MAX_VALID} certificates that are good")
 
     def _key(self, csr: str) -> str:
         try:
@@ -214,10 +222,13 @@ class Enrollment:
                 yield SaveClaim(self.claims[name])
 
     def revoke(self, device: str, now_ms: int) -> Iterator[Effect]:
-        """All certificates and tickets of a device are void; nothing where it has none."""
-        for claim in [c for c in self.claims.values() if c.device == device and not c.key]:
+        """All certificates and tickets of a device are void, one that is bound to its key too; nothing without any."""
+        for claim in [c for c in self.claims.values() if c.device == device]:
             del self.claims[claim.id]
             yield RemoveClaim(claim.id)
+        yield from self._void(device, now_ms)
+
+    def _void(self, device: str, now_ms: int) -> Iterator[Effect]:
         valid = [c for c in self.certificates.values() if c.device == device and not c.revoked_ms]
         for one in valid:
             self.certificates[one.serial] = replace(one, revoked_ms=now_ms)

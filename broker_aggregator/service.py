@@ -133,6 +133,7 @@ class Service:
         self._measuring = measuring or ThreadMeasuring(self.objects.evaluator)
         self.refused: Counter[str] = Counter()  # messages that could not be read, by code
         self._suspects = store.suspects()
+        self._devices = below(self.fleet, "dev").removesuffix("#")
         self._ticked = float("-inf")
         self._let_in(config.devices)
         self._connected = False
@@ -256,6 +257,8 @@ class Service:
         if self._suspects.get(digest, 0) >= POISON:
             self.objects.quarantine(digest, delivery.topic, delivery.payload)
             yield Note("error", f"a message on {delivery.topic} was in hand at {POISON} crashes: quarantined")
+        elif self._is_litter(delivery):
+            self._publish(delivery.topic, b"", retain=True)
         else:
             try:
                 yield from list(self._read(delivery))
@@ -266,6 +269,16 @@ class Service:
                 raise
         if delivery.receipt is not None:
             yield _Given(delivery.receipt)
+
+    def _is_litter(self, delivery: Delivery) -> bool:
+        """Whether a device left it on a topic of commands where none is open, whatever it says.
+
+        Such topics are as many as a device can name, so what lies there would fill the broker's memory.
+        """
+        match delivery.topic.removeprefix(self._devices).split("/"):
+            case [device, "cmd", name, cid]:
+                return bool(delivery.payload) and self.coordinator.commanding.open_of(device).get(cid) != name
+        return False
 
     def _read(self, delivery: Delivery) -> Iterator[Effect]:
         """Bytes -> message -> decision. Raises `ProtocolError` for what cannot be read."""

@@ -75,7 +75,7 @@ class ReleaseSpool:
         try:
             with path.open("rb") as file:
                 checked = check_release(file, fleet_key, self._fleet)
-            check_fits(checked, read_installed(self._installed), self._roots / "bad")
+            check_fits(checked, read_installed(self._installed), self._roots)
         except (ProtocolError, ConfigError, OSError) as error:
             path.unlink(missing_ok=True)
             code = error.code if isinstance(error, ProtocolError) else Code.DISK

@@ -35,7 +35,7 @@ def unpack(spool: Path, into: Path, pin: Path, installed: Path, bad: Path) -> bo
         checked = check_release(file, public_key, fleet, sink_to(into))
     manifest, known = checked.manifest, read_installed(installed)
     (into / "release").write_text(f"{manifest.counter} {checked.digest} {manifest.version}\n", "ascii")
-    check_fits(checked, known, bad)
+    check_fits(checked, known, bad.parent)
     return checked.digest != known.digest
 
 

@@ -14,7 +14,7 @@ from fl_protocol.durable import OS_FILES, Files, make_directory
 from fl_protocol.errors import Code, ConfigError, ProtocolError
 
 SPOOL = Path("update/release.tar")  # in the agent's state directory
-ROOTS = Path("/var/lib/anabranch-update")  # root's side: `report`, `bad`
+ROOTS = Path("/var/lib/anabranch-update")  # root's side: `report`, `bad`, `highest`
 UPDATER = Path("/usr/local/sbin/anabranch-update")
 INSTALLED = Path("/opt/anabranch/venv/release")
 _MACHINES = {"aarch64": "arm64", "arm64": "arm64", "x86_64": "amd64", "amd64": "amd64"}
@@ -62,10 +62,11 @@ def read_report(path: Path) -> Report | None:
         raise ConfigError(f"{path} is no report: {error}", "see `journalctl -u anabranch-update`") from None
 
 
-def check_fits(checked: Checked, installed: Installed, bad: Path) -> None:
+def check_fits(checked: Checked, installed: Installed, roots: Path) -> None:
     """Raises `ProtocolError`: E_VERSION for another machine, E_DOWNGRADE for a lower number, E_OLD for one that failed.
 
-    A release that is installed fits: it is found to be there. Raises `OSError` too.
+    A release that is installed fits: it is found to be there. A kit that was installed since has no number, so root's
+    side, in `roots`, keeps the highest that worked here. Raises `OSError` too, and `ConfigError`.
     """
     manifest = checked.manifest
     here = (arch_name(), ".".join(map(str, sys.version_info[:2])))
@@ -78,8 +79,20 @@ def check_fits(checked: Checked, installed: Installed, bad: Path) -> None:
         raise ProtocolError(
             Code.DOWNGRADE, f"release {manifest.counter} after {installed.number}; make a new one of the older kit"
         )
+    if manifest.counter < (highest := _read_highest(roots / "highest")):
+        raise ProtocolError(Code.DOWNGRADE, f"release {manifest.counter}, and {highest} was here; make a new one")
+    bad = roots / "bad"
     if bad.exists() and checked.digest in bad.read_text("ascii").split():
         raise ProtocolError(Code.OLD, f"release {manifest.counter} was tried here, and did not work")
+
+
+def _read_highest(path: Path) -> int:
+    try:
+        return int(path.read_text("ascii"))
+    except FileNotFoundError:
+        return 0
+    except ValueError:
+        raise ConfigError(f"{path} is no number", "remove it") from None
 
 
 def spool_release(
@@ -98,7 +111,7 @@ def spool_release(
     """
     with source.open("rb") as file:
         checked = check_release(file, public_key, fleet)
-        check_fits(checked, read_installed(installed), roots / "bad")
+        check_fits(checked, read_installed(installed), roots)
         spool = state_dir / SPOOL
         make_directory(spool.parent, files)
         temporary = files.temporary(spool)

@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker_aggregator.enrollment import Admission, Enrollment
+from broker_aggregator.enrollment import MAX_VALID, Admission, Enrollment
 from broker_aggregator.events import (
     Asked,
     Claimed,
@@ -120,6 +120,16 @@ def test_the_same_key_gets_the_same_certificate_again(house) -> None:
     again, effects = house.claimed(request(key))
     assert again.certificate == first.certificate
     assert not list(of(SaveCertificate, effects))
+
+
+def test_a_device_whose_answer_was_lost_for_longer_than_the_certificate_lasts(house) -> None:
+    """It is given another one: with one that is over it would be enrolled, and shut out for good."""
+    key = make_key()
+    first, _ = house.ticket().claimed(request(key))
+    house.now_ms += 91 * 24 * HOUR_MS
+    second, _ = house.claimed(request(key))
+    assert (second.status, second.certificate != first.certificate) == ("issued", True)
+    assert house.claimed(request(key))[0].certificate == second.certificate
 
 
 def test_a_copy_of_the_card_is_refused_and_reported(house) -> None:
@@ -260,6 +270,19 @@ def test_revocation(house) -> None:
         house.gateway.coordinator.fleet.member("fan-1")
 
 
+def test_a_revoked_device_that_was_never_heard_does_not_ask_again(house) -> None:
+    """A thief who kept silent has his ticket's claim still; neither he nor a request played again brings him back."""
+    asked = request(make_key())
+    house.ticket().claimed(asked)
+    _, effects = house.ask("device-revoke", device="fan-1")
+    assert [e.claim for e in of(RemoveClaim, effects)] == [CLAIM]
+    answer, effects = house.claimed(asked)
+    assert (answer.status, answer.code) == ("refused", "E_CLAIM")
+    assert not list(of(SaveCertificate, effects))
+    with pytest.raises(ProtocolError, match="E_AUTH"):
+        house.gateway.coordinator.fleet.member("fan-1")
+
+
 def test_a_card_that_was_flashed_anew(house) -> None:
     """It needs `again`; its new key takes over, and what the old one had is void, but not before it asks."""
     house.ticket().claimed(request(make_key()))
@@ -300,6 +323,18 @@ def test_renewal(house) -> None:
     assert (answer.status, answer.device) == ("issued", "fan-1")
     assert renewed(house, key).certificate == answer.certificate
     assert not any(c.revoked_ms for c in house.enrollment.certificates.values())
+
+
+def test_a_device_that_asks_without_end_gets_a_bounded_number_of_certificates(house) -> None:
+    """Each is a row for ever, and one of the broker's list if the device is revoked; when they are over, the next."""
+    house.ticket().claimed(request(make_key()))
+    keys = [make_key() for _ in range(2 * MAX_VALID)]
+    told = [renewed(house, key) for key in keys]
+    assert [a.code for a in told if a.status == "refused"] == ["E_QUOTA"] * (MAX_VALID + 1)
+    assert len(house.enrollment.certificates) == MAX_VALID
+    assert renewed(house, keys[0]).certificate == told[0].certificate
+    house.now_ms += 91 * 24 * HOUR_MS
+    assert renewed(house, keys[-1]).status == "issued"
 
 
 def test_renewal_needs_the_devices_signature(house) -> None:

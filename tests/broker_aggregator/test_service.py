@@ -430,3 +430,23 @@ def test_two_gateways_on_one_store_are_refused(config_file, fan):
     assert "another gateway runs" in second.stderr
     gateway.send_signal(signal.SIGKILL)
     gateway.wait()
+
+
+@pytest.mark.parametrize("name", ["pause/nobody-asked", "NO/ID", "pause/x.y"])
+@pytest.mark.parametrize("payload", [b"\0" * 1000, b'{"sig": "00"}', b'{"status": "executing"}'])
+def test_what_a_device_leaves_where_no_command_is_open_is_taken_off(
+    service: Service, mosquitto: Mosquitto, name: str, payload: bytes
+) -> None:
+    """Readable or not: a device may name as many such topics as it likes, and the broker keeps all that is retained."""
+    topic = f"fl/1/{FLEET}/dev/{FAN}/cmd/{name}"
+    with Peer(MqttTransport("127.0.0.1", mosquitto.port, "looker")) as looker:
+        looker.connected()
+        looker.subscribe(topic)
+        looker.transport.publish(topic, payload, retain=True)
+
+        def taken_off() -> bool:
+            service.turn(0.01)
+            looker.until(lambda: True)
+            return [d.payload for d in looker.deliveries] == [payload, b""]
+
+        wait_until(taken_off, 20, "it is taken off")

@@ -151,6 +151,20 @@ def test_it_may_run_as_often_as_it_likes(tmp_path: Path) -> None:
     assert (device.root / "opt/anabranch/venv/bin/edge-agent").stat().st_ino == inode
 
 
+def test_an_agent_that_was_taken_over_is_given_nobody_elses_folder(tmp_path: Path) -> None:
+    """A link in its folder, where root gives a folder away, is not followed when root comes again, as it does with a
+    newer kit."""
+    device, stolen = Device(tmp_path), tmp_path / "root's"
+    device.run()
+    stolen.mkdir(mode=0o755)
+    data = device.root / "var/lib/anabranch/data"
+    data.rmdir()
+    data.symlink_to(stolen)
+    assert device.run().returncode == 0
+    assert (stolen.stat().st_uid, stolen.stat().st_gid) == (0, 0)
+    device.check_done()
+
+
 def test_a_ticket_that_was_being_erased_does_not_replace_the_good_one(tmp_path: Path) -> None:
     """Zeros on the boot partition, the ticket in its place: the power went between the two."""
     device = Device(tmp_path)

@@ -23,19 +23,24 @@ WRITES = (
     "health",
     "event",
     "prediction",
-    "alert/hot",
     "twin/reported",
     "up/update",
+    "up/offer",
+    "up/chunk",
+    "up/get",
+    "up/want",
+    "up/slot",
     "up/renew",
     "cmd/x/1",
 )
+NOBODYS = ("alert/hot", "up/x", "up/get/x", "cmd/x/1/x", "cmd/x", "info/x")  # a device may not make up topics
 READS = ("state", "twin/desired", "dn/result", "dn/chunk", "dn/cert", "cmd/x/1")
 SHARED = ("task/fan/plan", "task/fan/manifest/stable", "task/fan/chunk/3", "gw/state", "gw/sync")
 BINARY = (f"dev/{ME}/up/update", f"dev/{ME}/dn/chunk", "task/fan/chunk/3")
 SECRET = ("op/cmd/task-start/1", "enroll/abc/req", "enroll/abc/resp")
 EVERYTHING = tuple(
     topic(name)
-    for name in (*(f"dev/{d}/{t}" for d in (ME, OTHER) for t in sorted({*WRITES, *READS})), *SHARED, *SECRET)
+    for name in (*(f"dev/{d}/{t}" for d in (ME, OTHER) for t in sorted({*WRITES, *READS, *NOBODYS})), *SHARED, *SECRET)
 )
 
 
@@ -65,7 +70,7 @@ def allowed(probe: Probe, names: tuple[str, ...] = EVERYTHING) -> set[str]:
 
 
 def test_a_device_writes_its_own_topics_and_no_others(gateway):
-    """All of another device's, `op/`, tasks and the gateway's state are refused."""
+    """All of another device's, `op/`, tasks, the gateway's state and what nobody reads are refused."""
     assert allowed(gateway.device(ME)) == {topic(f"dev/{ME}/{name}") for name in WRITES}
 
 
@@ -233,6 +238,27 @@ def test_a_crash_takes_nothing_that_is_older_than_the_autosave(tmp_path):
             aggregator.subscribe(topic("dev/+/twin/desired"))
             assert aggregator.wait(lambda: len(aggregator.messages) >= 20)
             assert {m.topic for m in aggregator.messages} == {topic(name) for name in names}
+
+
+def test_a_database_that_kills_the_broker_at_each_start_is_set_aside(tmp_path):
+    """As one does that is more than the memory limit: after three such ends it starts without, and says so."""
+    with running(tmp_path, "broker") as gateway:
+        with gateway.service("aggregator") as aggregator:
+            for n in range(60):
+                assert aggregator.publish(topic(f"task/fan/chunk/{n}"), bytes(200_000), retain=True) in (0, 0x10)
+        gateway.processes["broker"].send_signal(signal.SIGTERM)
+        gateway.processes["broker"].wait(20)
+        conf = gateway.etc / "mosquitto/broker.conf"
+        limit = next(line for line in conf.read_text().splitlines() if line.startswith("memory_limit"))
+        conf.write_text(conf.read_text().replace(limit, f"memory_limit {8 << 20}"))
+        for _ in range(3):
+            gateway.run("broker", ["/bin/sh", str(gateway.etc / "broker.sh"), str(conf)])
+            assert gateway.processes["broker"].wait(20) is not None
+        gateway.start("broker")
+        with gateway.device(ME) as device:
+            assert device.publish(topic(f"dev/{ME}/up/get"), b"x") in (0, 0x10)
+        assert "its database is set aside" in gateway.log("broker")
+        assert (tmp_path / "var/lib/anabranch-broker/mosquitto.db.set-aside").stat().st_size > 60 * 200_000
 
 
 def test_from_a_ticket_to_a_device_that_is_heard_and_out_again(tmp_path):

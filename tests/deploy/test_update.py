@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -205,6 +206,20 @@ def test_what_is_not_for_this_device_is_refused(tmp_path: Path, change: dict, se
     assert sentence in device.report[3]
 
 
+def test_a_kit_does_not_open_the_way_for_older_releases(tmp_path: Path) -> None:
+    """It has no number, and an agent that was taken over may have kept each release that there ever was."""
+    device = Device(tmp_path)
+    device.send(7)
+    device.run()
+    (device.opt / "venv/release").unlink()  # as `anabranch-first-boot` leaves it
+    device.send(6)
+    device.run()
+    assert "E_DOWNGRADE" in device.report[3]
+    device.send(7)
+    device.run()
+    device.check_settled(7, "successful")
+
+
 @pytest.mark.parametrize("at", [3, 200, 700, 2000, 5000, -1])
 def test_one_flipped_bit_is_refused(tmp_path: Path, at: int) -> None:
     """In a header, the manifest, the files or the end."""
@@ -239,6 +254,18 @@ def test_a_link_in_the_spool_is_not_followed(tmp_path: Path) -> None:
     device.run()
     device.check_settled(0, "failed")
     assert elsewhere.exists()
+
+
+@pytest.mark.parametrize("make", [lambda p: (p / "x").mkdir(parents=True), os.mkfifo])
+def test_what_is_no_file_in_the_spool_stands_in_nobodys_way(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    """It is refused and taken away, and the next release is installed."""
+    device = Device(tmp_path)
+    make(device.spool)
+    assert device.run().returncode == 0
+    device.check_settled(0, "failed")
+    device.send(7)
+    device.run()
+    device.check_settled(7, "successful")
 
 
 def test_what_pip_cannot_install_is_not_tried(tmp_path: Path) -> None:
