@@ -207,19 +207,27 @@ def test_a_version_that_is_too_large_is_never_fetched(house: Gatehouse, attacker
     """Even the fleet's own key does not make a device take what its bundle cannot hold."""
     key = load_or_create_key(house.folder / "data" / "fleet.key")
     gateway = house.processes["aggregator"]
-    gateway.send_signal(signal.SIGSTOP)  # it says nothing newer in the meantime
+    gateway.send_signal(signal.SIGSTOP)  # nothing newer comes, but for what is on its way
+    before, answered = house.log("card"), set[int]()
+    attacker.transport.subscribe([(topic(Kind.MANIFEST), 1)])
+
+    def refused() -> bool:
+        attacker.acknowledge()
+        told = [json.loads(d.payload) for d in attacker.deliveries if d.topic == topic(Kind.MANIFEST)]
+        for now in (m for m in told if m["size"] < 1 << 30 and m["version"] not in answered):
+            answered.add(now["version"])
+            bad = Manifest(
+                **{k: now[k] for k in ("task", "plan_revision", "fingerprint", "chunk_size")},
+                version=now["version"] + 1,
+                sha256="0" * 64,
+                size=1 << 30,
+                counter=now["counter"],
+            )
+            attacker.transport.publish(topic(Kind.MANIFEST), seal(bad, key, FLEET, topic(Kind.MANIFEST)))
+        return "E_SIZE" in house.log("card").removeprefix(before)
+
     try:
-        now = json.loads(first_of(attacker, topic(Kind.MANIFEST)))
-        bad = Manifest(
-            **{k: now[k] for k in ("task", "plan_revision", "fingerprint", "chunk_size")},
-            version=now["version"] + 1,
-            sha256="0" * 64,
-            size=1 << 30,
-            counter=now["counter"],
-        )
-        before = house.log("card")
-        attacker.transport.publish(topic(Kind.MANIFEST), seal(bad, key, FLEET, topic(Kind.MANIFEST)))
-        says(house, "card", before, "E_SIZE")
+        attacker.until(refused, "the device refuses it", 60)
     finally:
         gateway.send_signal(signal.SIGCONT)
 
