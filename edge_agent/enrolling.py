@@ -29,7 +29,7 @@ from fl_protocol.codec import encode, from_plain, parse_json
 from fl_protocol.connecting import transport_to
 from fl_protocol.durable import write_durably
 from fl_protocol.enrolling import NOTHING, prove
-from fl_protocol.errors import ProtocolError
+from fl_protocol.errors import ConfigError, ProtocolError
 from fl_protocol.messages import Certified, Enroll, FleetKeys
 from fl_protocol.settings import read_table
 from fl_protocol.signing import SigningKey, unseal
@@ -46,14 +46,18 @@ REQUEST, DEVICE, AUTHORITY, IDENTITY = "request.key", "device.pem", "ca.pem", "i
 
 
 def is_enrolled(config: EnrollConfig) -> bool:
-    """Whether the device has a certificate, by the ticket that it holds now if there is one."""
+    """Whether the device has a certificate, by the ticket that it holds now if there is one that can be read."""
     identity = config.directory / IDENTITY
     if not identity.exists():
         return False
     if not config.ticket.exists():
         return True
     known = read_table(identity).get("enroll", {}).get("claim")
-    return bool(known == load_ticket(config.ticket).claim)
+    try:
+        return bool(known == load_ticket(config.ticket).claim)
+    except ConfigError as error:
+        log.warning("%s; going on with the certificate that is here", error.message)
+        return True
 
 
 def enroll(config: EnrollConfig, signing: SigningKey, stop: threading.Event, notifier: Notifier | None = None) -> bool:
