@@ -5,17 +5,18 @@ import json
 import os
 import re
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from broker_aggregator.config import load_config
+from broker_aggregator.keyring import Keyring
 from fl_protocol.agent_release import pack_release
 from fl_protocol.codec import from_plain, to_plain
 from fl_protocol.durable import write_durably
 from fl_protocol.errors import ConfigError, ProtocolError
-from fl_protocol.keyfile import load_or_create_key
 from fl_protocol.messages import AgentRelease
 
 from .flash.wheelhouse import read_wheelhouse
@@ -52,7 +53,9 @@ def make(
     if not settings.key_path.exists():
         raise ConfigError(f"there is no fleet's key {settings.key_path}", "`broker-aggregator run` makes it at first")
     manifest, files = choose(kit, base, number or int(time.time()))
-    packed = pack_release(manifest, files, load_or_create_key(settings.key_path), settings.gateway.fleet)
+    ring = Keyring.load(settings.key_path)
+    manifest = replace(manifest, keys=ring.chain)
+    packed = pack_release(manifest, files, ring.key, settings.gateway.fleet)
     write_durably(out, packed)
     facts = {"file": str(out), "bytes": len(packed), "sha256": hashlib.sha256(packed).hexdigest(), **to_plain(manifest)}
     if as_json:

@@ -25,15 +25,15 @@ from fl_protocol.certificates import (
     make_key,
     make_request,
 )
-from fl_protocol.codec import encode, from_plain, parse_json
+from fl_protocol.codec import encode
 from fl_protocol.connecting import transport_to
 from fl_protocol.durable import write_durably
 from fl_protocol.enrolling import NOTHING, prove
 from fl_protocol.errors import ConfigError, ProtocolError
-from fl_protocol.messages import Certified, Enroll, FleetKeys
+from fl_protocol.messages import Certified, Enroll
 from fl_protocol.settings import read_table
 from fl_protocol.signing import SigningKey, unseal
-from fl_protocol.succession import follow
+from fl_protocol.succession import newest_key
 from fl_protocol.ticket import Ticket, load_ticket
 from fl_protocol.topics import Kind, build
 from fl_protocol.transport import Connected, Delivery, Disconnected, Incoming, Transport
@@ -163,18 +163,10 @@ class Enrolling:
                 return self._answered(topic, payload)
         return None
 
-    def _newest_key(self, payload: bytes) -> str:
-        """The fleet's key: the ticket's, or the one that its own signature leads to."""
-        plain = parse_json(payload)
-        chain = plain.get("keys") if isinstance(plain, dict) else None
-        if chain is None:
-            return self._fleet_key
-        return follow(from_plain(FleetKeys, chain), self._fleet_key, self._ticket.fleet)
-
     def _answered(self, topic: str, payload: bytes) -> Certified | None:
         ticket = self._ticket
         try:
-            key = self._newest_key(payload)
+            key = newest_key(payload, self._fleet_key, self._ticket.fleet)
             answer = unseal(Certified, payload, key, ticket.fleet, topic)
             self._fleet_key = key
             if answer.key != fingerprint(self._key.public_key()):

@@ -36,6 +36,7 @@ def unpack(spool: Path, into: Path, pin: Path, installed: Path, bad: Path) -> bo
     manifest, known = checked.manifest, read_installed(installed)
     (into / "release").write_text(f"{manifest.counter} {checked.digest} {manifest.version}\n", "ascii")
     check_fits(checked, known, bad.parent)
+    (into / "fleet").write_text(f"{fleet} {checked.key}\n", "ascii")  # root's pin from here on
     return checked.digest != known.digest
 
 

@@ -15,6 +15,7 @@ from fl_protocol.codec import MAX_JSON_BYTES
 from fl_protocol.errors import Code, ProtocolError
 from fl_protocol.messages import MAX_OBJECT_BYTES, AgentRelease
 from fl_protocol.signing import SigningKey, seal, unseal
+from fl_protocol.succession import newest_key
 
 MANIFEST = "release.json"
 BOUND_TO = "agent-release"  # stands where other signatures have a topic
@@ -31,10 +32,14 @@ class Sink(Protocol):
 
 @dataclass(frozen=True)
 class Checked:
-    """A release that is what its signature says; `digest` is the SHA-256 of the signed manifest, and names it."""
+    """A release that is what its signature says; `digest` is the SHA-256 of the signed manifest, and names it.
+
+    `key` is the fleet's that signed it: the one that was believed, or one that it has handed over to.
+    """
 
     manifest: AgentRelease
     digest: str
+    key: str
 
 
 def pack_release(manifest: AgentRelease, files: Mapping[str, bytes], key: SigningKey, fleet: str) -> bytes:
@@ -60,7 +65,8 @@ def check_release(file: BinaryIO, public_key: str, fleet: str, sink: Sink | None
         raise ProtocolError(Code.SIZE, f"a manifest of {size} bytes; at most {MAX_JSON_BYTES} are read")
     _expect(start, _header(MANIFEST, size), MANIFEST)
     sealed = _exactly(file, size)
-    manifest = unseal(AgentRelease, sealed, public_key, fleet, BOUND_TO)
+    key = newest_key(sealed, public_key, fleet)
+    manifest = unseal(AgentRelease, sealed, key, fleet, BOUND_TO)
     if manifest.files.keys() != manifest.sizes.keys():
         raise ProtocolError(Code.SCHEMA, "the manifest's files and sizes have different names")
     if sum(manifest.sizes.values()) > MAX_OBJECT_BYTES:
@@ -70,7 +76,7 @@ def check_release(file: BinaryIO, public_key: str, fleet: str, sink: Sink | None
         _check_file(file, name, manifest.sizes[name], manifest.files[name], sink)
     if file.read(len(_END) + 1) != _END:
         raise ProtocolError(Code.SIZE, "the release does not end after its last file")
-    return Checked(manifest, hashlib.sha256(sealed).hexdigest())
+    return Checked(manifest, hashlib.sha256(sealed).hexdigest(), key)
 
 
 def _check_file(file: BinaryIO, name: str, size: int, sha256: str, sink: Sink | None) -> None:

@@ -621,3 +621,4 @@ class AgentRelease(Signed):
     python: Annotated[str, Meta(pattern=r"^[0-9]\.[0-9]{1,3}\Z")]
     files: Annotated[dict[WheelName, Sha256], Meta(min_length=1, max_length=48)]
     sizes: Annotated[dict[WheelName, ObjectSize], Meta(min_length=1, max_length=48)]
+    keys: FleetKeys | None = None  # for who believes an earlier key of the fleet

@@ -4,6 +4,7 @@ Signature i is by keys[i], over `anabranch/1|FleetKeys|fleet|topic|n|` and the n
 first key: so that a link is worth nothing in another fleet, or at another place.
 """
 
+from fl_protocol.codec import from_plain, parse_json
 from fl_protocol.errors import Code, ProtocolError
 from fl_protocol.messages import MAX_SUCCESSIONS, FleetKeys
 from fl_protocol.signing import SigningKey, canonical, context, verify
@@ -39,3 +40,13 @@ def follow(chain: FleetKeys, believed: str, fleet: str) -> str:
         said = _link(fleet, chain.first + i + 1, chain.keys[i + 1])
         verify(chain.keys[i], bytes.fromhex(chain.signatures[i]), said)
     return chain.keys[-1]
+
+
+def newest_key(payload: bytes, believed: str, fleet: str) -> str:
+    """The key that a signed message is to be checked by: `believed`, or what the chain in its `keys` leads to from there.
+
+    Raises `ProtocolError`: E_SCHEMA, E_SIZE, E_SIG as in `follow`.
+    """
+    plain = parse_json(payload)
+    chain = plain.get("keys") if isinstance(plain, dict) else None
+    return believed if chain is None else follow(from_plain(FleetKeys, chain), believed, fleet)

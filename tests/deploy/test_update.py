@@ -18,6 +18,7 @@ from deploy.flash.seed import SYSTEMD
 from fl_protocol.agent_release import pack_release
 from fl_protocol.messages import AgentRelease
 from fl_protocol.signing import SigningKey
+from fl_protocol.succession import hand_over
 from tests.support.releases import FLEET, KEY, manifest_of
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="the script is root's")
@@ -241,6 +242,22 @@ def test_an_agent_that_was_taken_over_cannot_bring_its_own_key(tmp_path: Path) -
     device.send(7, key=other)
     device.run()
     device.check_settled(0, "failed")
+    assert "E_SIG" in device.report[3]
+
+
+def test_roots_key_follows_a_rotation(tmp_path: Path) -> None:
+    """A release brings the chain that leads from the key that root saw to its own; the key before is believed no more."""
+    device, following = Device(tmp_path), SigningKey(bytes(32))
+    device.send(7, key=following, keys=hand_over(None, SigningKey(b"t" * 32), following, FLEET))
+    device.run()
+    device.check_settled(0, "failed")
+    device.send(7, key=following, keys=hand_over(None, KEY, following, FLEET))
+    device.run()
+    device.check_settled(7, "successful")
+    assert (device.state / "fleet").read_text() == f"{FLEET} {following.public}\n"
+    device.send(8, key=KEY)
+    device.run()
+    device.check_settled(7, "failed")
     assert "E_SIG" in device.report[3]
 
 
