@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
-from fl_protocol.codec import MAX_JSON_BYTES
+from fl_protocol.codec import MAX_JSON_BYTES, parse_json
 from fl_protocol.errors import Code, ProtocolError
 from fl_protocol.messages import MAX_OBJECT_BYTES, AgentRelease
-from fl_protocol.signing import SigningKey, seal, unseal
+from fl_protocol.signing import SigningKey, canonical, seal, unseal
 from fl_protocol.succession import newest_key
 
 MANIFEST = "release.json"
@@ -67,6 +67,10 @@ def check_release(file: BinaryIO, public_key: str, fleet: str, sink: Sink | None
     sealed = _exactly(file, size)
     key = newest_key(sealed, public_key, fleet)
     manifest = unseal(AgentRelease, sealed, key, fleet, BOUND_TO)
+    plain = parse_json(sealed)
+    if not isinstance(plain, dict) or sealed != canonical({**plain, "sig": str(plain.get("sig")).lower()}):
+        # One release, one name: else one that failed here would come again in other letters.
+        raise ProtocolError(Code.SCHEMA, f"{MANIFEST}: not written as a release writes it")
     if manifest.files.keys() != manifest.sizes.keys():
         raise ProtocolError(Code.SCHEMA, "the manifest's files and sizes have different names")
     if sum(manifest.sizes.values()) > MAX_OBJECT_BYTES:

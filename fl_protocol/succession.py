@@ -43,7 +43,7 @@ def follow(chain: FleetKeys, believed: str, fleet: str) -> str:
 
 
 def newest_key(payload: bytes, believed: str, fleet: str) -> str:
-    """The key that a signed message is to be checked by: `believed`, or what the chain in its `keys` leads to from there.
+    """The key that a signed message is to be checked by: `believed`, or what the chain in its `keys` leads to from it.
 
     Raises `ProtocolError`: E_SCHEMA, E_SIZE, E_SIG as in `follow`.
     """

@@ -246,7 +246,7 @@ def test_an_agent_that_was_taken_over_cannot_bring_its_own_key(tmp_path: Path) -
 
 
 def test_roots_key_follows_a_rotation(tmp_path: Path) -> None:
-    """A release brings the chain that leads from the key that root saw to its own; the key before is believed no more."""
+    """A release brings the chain from the key that root saw to its own; the key before is believed no more."""
     device, following = Device(tmp_path), SigningKey(bytes(32))
     device.send(7, key=following, keys=hand_over(None, SigningKey(b"t" * 32), following, FLEET))
     device.run()

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from fl_protocol import agent_release
@@ -77,6 +77,7 @@ def test_cut_off_anywhere_it_is_refused(length: int) -> None:
     assert refused(WHOLE[:length]).code in (Code.SIZE, Code.SCHEMA)
 
 
+@example(958, 32)  # an upper-case letter in the signature: the same one, and another digest, which is its name
 @given(st.integers(0, len(WHOLE) - 1), st.integers(1, 255))
 @settings(max_examples=600)
 def test_a_changed_byte_is_refused(at: int, change: int) -> None:
