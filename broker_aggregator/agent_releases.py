@@ -1,6 +1,5 @@
 """Releases of the agent on the gateway's shelf: files named by their SHA-256, which devices fetch like any object."""
 
-import os
 import shutil
 from contextlib import suppress
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 from broker_aggregator.rollout import KeptRelease
 from fl_protocol.agent_release import check_release
 from fl_protocol.device_commands import MAX_RELEASE_BYTES
+from fl_protocol.durable import OS_FILES
 from fl_protocol.errors import ConfigError, ProtocolError
 from fl_protocol.file_source import sha256_of
 
@@ -45,20 +45,15 @@ def add_release(folder: Path, source: Path, public_key: str, fleet: str) -> Kept
 
     Raises `ConfigError`.
     """
-    temporary = folder / f".{os.getpid()}.new"
+    temporary = OS_FILES.temporary(folder / "release")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _check_size(source)
         shutil.copyfile(source, temporary)
         kept = read_release(temporary, public_key, fleet)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(folder / kept.sha256)
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        OS_FILES.sync(temporary)
+        OS_FILES.rename(temporary, folder / kept.sha256)
+        OS_FILES.sync_directory(folder)
     except OSError as error:
         raise ConfigError(
             f"cannot keep {source}: {error.strerror}", "see that the file is there, and the disk has room"

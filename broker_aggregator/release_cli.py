@@ -37,8 +37,12 @@ Load = Callable[[Path], GatewayConfig]
 
 def pick_release(config: GatewayConfig, word: str) -> KeptRelease:
     """The release that a person means, of those on the shelf. Raises `ConfigError`."""
-    key = load_or_create_key(config.key_path).public
-    return find_release(config.agent_releases, word, key, config.gateway.fleet)
+    return find_release(config.agent_releases, word, *_key_and_fleet(config))
+
+
+def _key_and_fleet(config: GatewayConfig) -> tuple[str, str]:
+    """By which releases are checked."""
+    return load_or_create_key(config.key_path).public, config.gateway.fleet
 
 
 def make_release_app(load: Load) -> typer.Typer:
@@ -53,8 +57,7 @@ def make_release_app(load: Load) -> typer.Typer:
     ) -> None:
         """Check FILE by the fleet's key and keep it beside the store. No device is told of it yet."""
         settings = load(config)
-        public_key = load_or_create_key(settings.key_path).public
-        kept = add_release(settings.agent_releases, file, public_key, settings.gateway.fleet)
+        kept = add_release(settings.agent_releases, file, *_key_and_fleet(settings))
         if as_json:
             typer.echo(json.dumps(asdict(kept), indent=2))
             return
@@ -65,8 +68,7 @@ def make_release_app(load: Load) -> typer.Typer:
     def list_(config: ConfigOption, as_json: JsonOption = False) -> None:
         """List the releases that are kept, the newest first. Each is read and checked."""
         settings = load(config)
-        key = load_or_create_key(settings.key_path).public
-        sound, damaged = kept_releases(settings.agent_releases, key, settings.gateway.fleet)
+        sound, damaged = kept_releases(settings.agent_releases, *_key_and_fleet(settings))
         if as_json:
             typer.echo(json.dumps({"releases": [asdict(kept) for kept in sound], "damaged": damaged}, indent=2))
             return

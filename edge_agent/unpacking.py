@@ -14,6 +14,7 @@ from pathlib import Path
 
 from edge_agent.updating import check_fits, read_installed
 from fl_protocol.agent_release import check_release, sink_to
+from fl_protocol.durable import OS_FILES
 from fl_protocol.errors import ConfigError, ProtocolError
 from fl_protocol.settings import read_table
 
@@ -64,11 +65,7 @@ def adopt(venv: Path, slot: Path) -> None:
         number = ctypes.get_errno()
         slot.unlink()
         raise OSError(number, os.strerror(number), str(venv))
-    descriptor = os.open(venv.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    OS_FILES.sync_directory(venv.parent)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

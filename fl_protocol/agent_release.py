@@ -68,9 +68,9 @@ def check_release(file: BinaryIO, public_key: str, fleet: str, sink: Sink | None
     key = newest_key(sealed, public_key, fleet)
     manifest = unseal(AgentRelease, sealed, key, fleet, BOUND_TO)
     plain = parse_json(sealed)
-    if not isinstance(plain, dict) or sealed != canonical({**plain, "sig": str(plain.get("sig")).lower()}):
-        # One release, one name: else one that failed here would come again in other letters.
-        raise ProtocolError(Code.SCHEMA, f"{MANIFEST}: not written as a release writes it")
+    assert isinstance(plain, dict)  # as it was unsealed
+    # One release, one name: else one that failed here would come again in other letters.
+    _expect(sealed, canonical({**plain, "sig": plain["sig"].lower()}), MANIFEST)
     if manifest.files.keys() != manifest.sizes.keys():
         raise ProtocolError(Code.SCHEMA, "the manifest's files and sizes have different names")
     if sum(manifest.sizes.values()) > MAX_OBJECT_BYTES:
