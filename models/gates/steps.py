@@ -43,7 +43,7 @@ def one_step_gate(bench: Bench, step: Step, session: onnxruntime.InferenceSessio
         reference = train_torch(step, given, torch.float64)
     apart, usual = (distance(result, reference) for result in (ours, theirs))
     our_largest, their_largest = (_largest(result, reference, step.trained) for result in (ours, theirs))
-    allowed, bound = 3 * usual + 1e-7, max(LARGEST_DIFFERENCE, their_largest)
+    allowed, bound = 3 * usual + (1e-7 if step.quantized else 1e-8), max(LARGEST_DIFFERENCE, their_largest)
     yield Gate(
         f"one step, {'int8-aware' if step.quantized else 'float'} network, batch {size}",
         f"{apart:.1e} from float64{f' ({own:.1e} with its own codes)' if step.quantized else ''}, "
